@@ -1,0 +1,8 @@
+"""Training: recipe, assembly of its parts, and the loop."""
+
+from .assemble import assemble
+from .command_line import parse_recipe
+from .recipe import Recipe, recipe_for
+from .trainer import Trainer
+
+__all__ = ["Recipe", "Trainer", "assemble", "parse_recipe", "recipe_for"]

@@ -1,0 +1,128 @@
+"""Checkpoints of a run: a folder of safetensors files and one JSON file, which appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vfmdistill.errors import InputError
+
+STATE = "state.json"
+_NAME = re.compile(r"epoch_(\d+)")
+
+
+def write_checkpoint(
+    folder: Path, name: str, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
+) -> Path:
+    """Write one checkpoint atomically: into a temporary folder that is renamed once everything is on disk.
+
+    Args:
+        folder: where the run keeps its checkpoints; made if need be.
+        name: name of the checkpoint, for example "epoch_0007". An older one of that name is replaced.
+        tensors: file name without ending → tensors; each becomes one safetensors file.
+        state: everything else, as JSON.
+
+    Raises:
+        OSError: for example no space left; older checkpoints are untouched then.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    final, temporary = folder / name, folder / f".{name}.{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        for part, values in tensors.items():
+            save_file({key: value.detach().contiguous() for key, value in values.items()}, temporary / f"{part}.safetensors")
+        (temporary / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+        for path in (*temporary.iterdir(), temporary):
+            _flush(path)
+        if final.exists():
+            shutil.rmtree(final)
+        temporary.rename(final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _flush(folder)
+    return final
+
+
+def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Return the tensors and the state of a checkpoint that `write_checkpoint` made.
+
+    Raises:
+        InputError: the folder or one of its files is missing or damaged.
+    """
+    try:
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        files = sorted(path.glob("*.safetensors"))
+        return {file.stem: load_file(file, device=str(device)) for file in files}, state
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"{path} is not a complete checkpoint: {error}") from None
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Return the checkpoint of the latest epoch, or None if there is none."""
+    found = _by_epoch(folder)
+    return found[-1] if found else None
+
+
+def prune_checkpoints(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints."""
+    for path in _by_epoch(folder)[:-keep]:
+        shutil.rmtree(path)
+
+
+def _by_epoch(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+
+
+def _flush(path: Path) -> None:
+    """Make the operating system write a file, or the entries of a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the optimizer's tensors under "parameter name/slot"; the groups must carry "names"."""
+    return {
+        f"{name}/{slot}": value
+        for name, parameter in _named(optimizer)
+        for slot, value in optimizer.state[parameter].items()
+        if isinstance(value, Tensor)
+    }
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` returned.
+
+    Raises:
+        InputError: the tensors belong to other parameters.
+    """
+    parameters = dict(_named(optimizer))
+    stored = {key.rpartition("/")[0] for key in tensors}
+    if stored and stored != set(parameters):
+        odd = sorted(stored.symmetric_difference(parameters))
+        raise InputError(f"the optimizer's state belongs to other parameters; {len(odd)} differ, first: {odd[:5]}")
+    for key, value in tensors.items():
+        name, _, slot = key.rpartition("/")
+        # AdamW counts its steps on the CPU whatever the device of the weights
+        place = value.device if slot == "step" else parameters[name].device
+        optimizer.state[parameters[name]][slot] = value.to(place)
+
+
+def _named(optimizer: torch.optim.Optimizer) -> list[tuple[str, torch.nn.Parameter]]:
+    return [pair for group in optimizer.param_groups for pair in zip(group["names"], group["params"], strict=True)]

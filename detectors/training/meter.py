@@ -1,0 +1,60 @@
+"""LossMeter: keeps the losses of many steps on the device and reads them in one copy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from vfmdistill.errors import DistillError
+
+
+class NonFiniteLossError(DistillError, RuntimeError):
+    """A loss became infinite or not a number."""
+
+
+class LossMeter:
+    """Collect the losses of an epoch without waiting for the device; `read()` is the only copy to the host."""
+
+    def __init__(self) -> None:
+        self._pending: list[tuple[int, tuple[str, ...], Tensor, list[int]]] = []
+        self._sums: dict[str, float] = {}
+        self._steps = 0
+
+    def add(self, step: int, losses: Mapping[str, Tensor], image_ids: Sequence[int]) -> None:
+        """Keep the scalars of one step; `image_ids` are named if one of them turns out not to be finite."""
+        self._pending.append((step, tuple(losses), torch.stack([value.detach() for value in losses.values()]), list(image_ids)))
+
+    def read(self) -> dict[str, float]:
+        """Return the latest step's losses, by name without the suffix of their layer, and "loss", their total.
+
+        Raises:
+            NonFiniteLossError: naming step, losses and images.
+        """
+        if not self._pending:
+            return {}
+        values = torch.cat([vector.float() for _, _, vector, _ in self._pending]).tolist()
+        latest: dict[str, float] = {}
+        for step, names, vector, image_ids in self._pending:
+            row, values = dict(zip(names, values, strict=False)), values[len(vector) :]
+            if bad := [name for name, value in row.items() if not math.isfinite(value)]:
+                raise NonFiniteLossError(
+                    f"step {step}: {', '.join(bad)} not finite, on the images with ids {image_ids}; the last checkpoint is "
+                    "from before that. Look at these images and boxes, lower the learning rate, or use precision fp32"
+                )
+            latest = {"loss": sum(row.values())}
+            for name, value in row.items():
+                base = "_".join(name.split("_")[:2])  # loss_bbox_aux_1 → loss_bbox
+                latest[base] = latest.get(base, 0.0) + value
+            for name, value in latest.items():
+                self._sums[name] = self._sums.get(name, 0.0) + value
+            self._steps += 1
+        self._pending.clear()
+        return latest
+
+    def means(self) -> dict[str, float]:
+        """Return the means over all steps since the meter was made."""
+        self.read()
+        return {name: value / self._steps for name, value in self._sums.items()}

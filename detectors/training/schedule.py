@@ -1,0 +1,33 @@
+"""Learning-rate and averaging schedules, as functions of the step."""
+
+from __future__ import annotations
+
+import math
+
+
+def flat_cosine(step: int, *, total: int, warmup: int, flat: int, plain: int, final: float) -> float:
+    """Return the factor on the learning rate: quadratic warm-up, flat, half a cosine, then constant.
+
+    The schedule of RTMDet (arXiv 2212.07784) as DEIM (arXiv 2412.04234) and RT-DETRv4 use it.
+
+    Args:
+        step: optimizer steps taken so far, from 0.
+        total: steps of the whole run.
+        warmup: steps of the quadratic rise from 0 to 1.
+        flat: step at which the cosine starts.
+        plain: steps at the end that stay at `final`.
+        final: factor that the cosine ends with.
+    """
+    if step <= warmup:
+        return (step / warmup) ** 2 if warmup else 1.0
+    if step <= flat:
+        return 1.0
+    if step >= total - plain:
+        return final
+    progress = (step - flat) / (total - flat - plain)
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def ema_decay(updates: int, *, decay: float, warmup: int) -> float:
+    """Return the decay of the averaged weights at their n-th update (from 1): decay · (1 − exp(−n / warmup))."""
+    return decay * (1 - math.exp(-updates / warmup))
