@@ -1,0 +1,106 @@
+"""Contrastive denoising: training queries made from the objects themselves (DINO, arXiv 2203.03605, section 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torchvision.ops import box_convert
+
+from detectors.decoders.precision import at_least_float32
+
+
+class DenoisingQueries(NamedTuple):
+    """D denoising queries for each image, to stand before its Q matching queries."""
+
+    content: Tensor
+    """Class embeddings, shape (N, D, C)."""
+    boxes_unactivated: Tensor
+    """Logits of noisy boxes cxcywh, shape (N, D, 4)."""
+    attention_mask: Tensor
+    """True where a query (row) must not see another (column), shape (D + Q, D + Q)."""
+    meta: dict[str, Any]
+    """`dn_positive_idx`: for each image the positions of its positive queries, (groups · M,); `dn_num_group`: number of
+    groups; `dn_num_split`: [D, Q]."""
+
+
+def contrastive_denoising(
+    targets: Sequence[Mapping[str, Tensor]],
+    num_classes: int,
+    num_queries: int,
+    class_embed: Callable[[Tensor], Tensor],
+    num_denoising: int = 100,
+    label_noise: float = 0.5,
+    box_noise: float = 1.0,
+) -> DenoisingQueries | None:
+    """Make groups of noisy copies of the objects of each image, which the decoder learns to restore or to reject.
+
+    A group holds a positive and a negative copy of each object, padded to the largest number of objects M in the batch:
+    D = groups · 2 · M. Positives move each edge by less than half the box's width or height times `box_noise`,
+    negatives by one to two halves. Groups do not see each other, and matching queries see no group.
+
+    Random numbers come from torch's global generator on the device of the targets.
+
+    Args:
+        targets: for each image `labels` (M,), int64, and `boxes` (M, 4), cxcywh in [0, 1]; M may be 0.
+        num_classes: number of classes; also the label of padding.
+        num_queries: number of matching queries Q.
+        class_embed: maps labels (N, D) in [0, num_classes] to embeddings (N, D, C).
+        num_denoising: how many positive queries an image shall have: groups = num_denoising // M, at least one.
+        label_noise: twice the probability that a label is drawn anew.
+        box_noise: see above; 0 leaves the boxes as they are.
+
+    Returns:
+        The queries; None if no image has an object or `num_denoising` is 0.
+    """
+    counts = [len(target["labels"]) for target in targets]
+    largest = max(counts, default=0)
+    if largest == 0 or num_denoising <= 0:
+        return None
+    groups = max(num_denoising // largest, 1)
+    labels = pad_sequence([target["labels"] for target in targets], batch_first=True, padding_value=num_classes)
+    boxes = pad_sequence([target["boxes"] for target in targets], batch_first=True)
+    labels = labels.tile(1, 2 * groups)
+    boxes = at_least_float32(boxes).tile(1, 2 * groups, 1)
+
+    if label_noise > 0:
+        drawn_anew = torch.rand_like(labels, dtype=torch.float32) < 0.5 * label_noise
+        new_labels = torch.randint_like(labels, num_classes)
+        labels = torch.where(drawn_anew & (labels != num_classes), new_labels, labels)
+    if box_noise > 0:
+        boxes = _shift_edges(boxes, largest, box_noise)
+
+    # (groups, M): where in the sequence the positive copy of each object stands
+    slots = torch.arange(groups * 2 * largest, device=boxes.device).view(groups, 2, largest)[:, 0]
+    return DenoisingQueries(
+        content=class_embed(labels),
+        boxes_unactivated=boxes.logit(eps=1e-5),
+        attention_mask=_attention_mask(groups, 2 * largest, num_queries, boxes.device),
+        meta={
+            "dn_positive_idx": tuple(slots[:, :count].flatten() for count in counts),
+            "dn_num_group": groups,
+            "dn_num_split": [labels.shape[1], num_queries],
+        },
+    )
+
+
+def _shift_edges(boxes: Tensor, largest: int, box_noise: float) -> Tensor:
+    sign = torch.randint_like(boxes, 2) * 2 - 1
+    shift = torch.rand_like(boxes)
+    # Of each group's 2 · M queries the second half is negative.
+    negative = torch.arange(boxes.shape[1], device=boxes.device) // largest % 2
+    shift = shift + negative[:, None]
+    reach = 0.5 * box_noise * boxes[..., 2:].tile(1, 1, 2)
+    edges: Tensor = box_convert(boxes, "cxcywh", "xyxy") + sign * shift * reach
+    # Edges that passed each other leave a negative size: the box between them is meant.
+    shifted: Tensor = box_convert(edges.clamp(0, 1), "xyxy", "cxcywh")
+    return shifted.abs()
+
+
+def _attention_mask(groups: int, group_size: int, num_queries: int, device: torch.device) -> Tensor:
+    positions = torch.arange(groups * group_size + num_queries, device=device)
+    group = (positions // group_size).clamp(max=groups)  # the matching queries come last, as one more group
+    return (group[:, None] != group) & (group != groups)
