@@ -22,7 +22,8 @@ lint: $(INSTALLED)
 	$(RUN) -m ruff format --check .
 
 types: $(INSTALLED)
-	$(RUN) -m mypy
+	$(RUN) -m mypy --strict vfmdistill
+	$(RUN) -m mypy detectors examples
 
 # One thread a worker: two workers on two cores, without fighting over them
 test: lint types

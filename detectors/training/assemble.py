@@ -30,20 +30,20 @@ def assemble(recipe: Recipe) -> Trainer:
     if recipe.data is None:
         raise InputError("the recipe names no data: give the folder of a COCO-format data set")
     accelerator = _accelerator(recipe)
-    train_data = CocoDataset(*locate_split(recipe.data, "train"), seed=recipe.seed, invalid_boxes=recipe.invalid_boxes)
-    val_data = CocoDataset(
-        *locate_split(recipe.data, "val"), class_names=train_data.class_names, invalid_boxes=recipe.invalid_boxes
-    )
+    splits = [locate_split(recipe.data, name) for name in ("train", "val")]
+    # Before the images are looked through, which takes a while: weights that are not there show at once
+    teacher = vfmdistill.Teacher(recipe.teacher, weights=recipe.teacher_weights) if recipe.teacher else None
+    with accelerator.main_process_first():  # one process looks through the files; what it finds stops them all
+        if accelerator.is_main_process:
+            check_dataset(*splits, invalid_boxes=recipe.invalid_boxes)
+    train_data = CocoDataset(*splits[0], invalid_boxes=recipe.invalid_boxes, seed=recipe.seed)
+    val_data = CocoDataset(*splits[1], class_names=train_data.class_names, invalid_boxes=recipe.invalid_boxes)
     overrides = {key: value for key in ("num_queries", "num_denoising") if (value := getattr(recipe, key)) is not None}
     torch.manual_seed(recipe.seed)
     model = detectors.build(
         recipe.model, class_names=train_data.class_names, pretrained_backbone=recipe.pretrained_backbone, **overrides
     ).to(accelerator.device)
     criterion = detectors.build_criterion(recipe.model, num_classes=model.num_classes)
-    teacher = vfmdistill.Teacher(recipe.teacher, weights=recipe.teacher_weights) if recipe.teacher else None
-    if accelerator.is_main_process:
-        check_dataset(train_data)
-        check_dataset(val_data)
     distiller = None
     if teacher is not None:
         torch.manual_seed(recipe.seed)  # the projector's weights do not depend on how the model was drawn
@@ -72,5 +72,8 @@ def _modulator(recipe: Recipe) -> vfmdistill.GradientModulator | vfmdistill.Fixe
     if recipe.rho == "off":
         return vfmdistill.FixedWeight(recipe.distill_weight)
     return vfmdistill.GradientModulator(
-        weight=recipe.distill_weight, rho=recipe.rho, delta=recipe.delta, default_weight=recipe.distill_default_weight
+        weight=recipe.distill_weight,
+        rho=recipe.rho,
+        delta=None if recipe.rho == "auto" else recipe.delta,
+        default_weight=recipe.distill_default_weight,
     )

@@ -41,7 +41,9 @@ def write_checkpoint(
     temporary.mkdir()
     try:
         for part, values in tensors.items():
-            save_file({key: value.detach().contiguous() for key, value in values.items()}, temporary / f"{part}.safetensors")
+            save_file(
+                {key: value.detach().contiguous() for key, value in values.items()}, temporary / f"{part}.safetensors"
+            )
         (temporary / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
         for path in (*temporary.iterdir(), temporary):
             _flush(path)
@@ -55,7 +57,9 @@ def write_checkpoint(
     return final
 
 
-def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+def read_checkpoint(
+    path: Path, device: torch.device | str = "cpu"
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Return the tensors and the state of a checkpoint that `write_checkpoint` made.
 
     Raises:

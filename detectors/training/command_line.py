@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliApp, PydanticBaseSettingsSource, SettingsConfigDict
 
 from vfmdistill.errors import InputError, unknown_name
 
@@ -57,7 +57,12 @@ def _given_options(arguments: list[str], program: str, description: str) -> dict
 
         @classmethod
         def settings_customise_sources(
-            cls, settings_cls: type[BaseSettings], **sources: PydanticBaseSettingsSource
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             return ()  # a variable of the environment called SEED or DATA must not change a run
 
@@ -67,7 +72,7 @@ def _given_options(arguments: list[str], program: str, description: str) -> dict
 
     Options.__doc__ = f"{description} Defaults are those of rtdetrv4_s; another --model brings its own published ones."
     try:
-        return Options(_cli_parse_args=arguments).model_dump(exclude_unset=True)
+        return CliApp.run(Options, cli_args=arguments).model_dump(exclude_unset=True)
     except ValidationError as error:
         raise InputError(sentences(error)) from None
 

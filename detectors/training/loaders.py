@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from detectors.data.coco import CocoDataset
+from detectors.data.coco import CocoDataset, Sample
 from detectors.data.collate import collate
 from detectors.data.transforms import eval_transform, train_transform
 from vfmdistill.errors import InputError
@@ -43,7 +43,7 @@ class TrainLoader:
                 f"{len(data)} training images do not fill one batch of {recipe.batch_size}: lower --batch-size"
             )
         self.recipe, self.data, self._rank = recipe, data, accelerator.process_index
-        self._sampler = DistributedSampler(
+        self._sampler: DistributedSampler[Sample] = DistributedSampler(
             data, num_replicas=world, rank=self._rank, shuffle=True, seed=recipe.seed, drop_last=True
         )
         self._loader: DataLoader[Batch] = DataLoader(
@@ -77,7 +77,9 @@ def val_loader(data: CocoDataset, recipe: Recipe, accelerator: Accelerator) -> D
     """
     data.transform = eval_transform(recipe.input_size)
     world = accelerator.num_processes
-    sampler = DistributedSampler(data, num_replicas=world, rank=accelerator.process_index, shuffle=False)
+    sampler: DistributedSampler[Sample] = DistributedSampler(
+        data, num_replicas=world, rank=accelerator.process_index, shuffle=False
+    )
     return DataLoader(
         data,  # type: ignore[arg-type]
         batch_size=max(1, recipe.batch_size // world),

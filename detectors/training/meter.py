@@ -8,11 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from vfmdistill.errors import DistillError
-
-
-class NonFiniteLossError(DistillError, RuntimeError):
-    """A loss became infinite or not a number."""
+from detectors.losses.finite import NonFiniteError
 
 
 class LossMeter:
@@ -25,13 +21,15 @@ class LossMeter:
 
     def add(self, step: int, losses: Mapping[str, Tensor], image_ids: Sequence[int]) -> None:
         """Keep the scalars of one step; `image_ids` are named if one of them turns out not to be finite."""
-        self._pending.append((step, tuple(losses), torch.stack([value.detach() for value in losses.values()]), list(image_ids)))
+        self._pending.append(
+            (step, tuple(losses), torch.stack([value.detach() for value in losses.values()]), list(image_ids))
+        )
 
     def read(self) -> dict[str, float]:
         """Return the latest step's losses, by name without the suffix of their layer, and "loss", their total.
 
         Raises:
-            NonFiniteLossError: naming step, losses and images.
+            NonFiniteError: naming step, losses and images.
         """
         if not self._pending:
             return {}
@@ -40,7 +38,7 @@ class LossMeter:
         for step, names, vector, image_ids in self._pending:
             row, values = dict(zip(names, values, strict=False)), values[len(vector) :]
             if bad := [name for name, value in row.items() if not math.isfinite(value)]:
-                raise NonFiniteLossError(
+                raise NonFiniteError(
                     f"step {step}: {', '.join(bad)} not finite, on the images with ids {image_ids}; the last checkpoint is "
                     "from before that. Look at these images and boxes, lower the learning rate, or use precision fp32"
                 )

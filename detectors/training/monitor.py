@@ -73,7 +73,9 @@ class Monitor:
             return
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
-        shown = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in metrics.items() if k in _SHOWN)
+        shown = "  ".join(
+            f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in metrics.items() if k in _SHOWN
+        )
         self.console.print(f"{shown}  {note}", highlight=False)
 
     def say(self, text: str) -> None:

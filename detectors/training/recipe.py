@@ -23,13 +23,17 @@ class Recipe(BaseModel):
 
     # What is trained, on what, where it goes
     model: str = Field("rtdetrv4_s", description="name of the detector, see detectors.list_models()")
-    data: Path | None = Field(None, description="folder of a COCO-format data set; without it, the embedded demonstration")
+    data: Path | None = Field(
+        None, description="folder of a COCO-format data set; without it, the embedded demonstration"
+    )
     output: Path = Field(Path("runs/train"), description="folder that receives checkpoints, metrics and pictures")
     resume: bool = Field(False, description="continue the run in `output` from its newest checkpoint")
     pretrained_backbone: bool = Field(True, description="start from ImageNet weights of the backbone (fetched by timm)")
     num_queries: int | None = Field(None, ge=1, description="object queries; None: the model's own")
     num_denoising: int | None = Field(None, ge=0, description="denoising queries; None: the model's own")
-    invalid_boxes: Literal["raise", "drop"] = Field("raise", description="what to do with boxes without area or outside")
+    invalid_boxes: Literal["raise", "drop"] = Field(
+        "raise", description="what to do with boxes without area or outside"
+    )
 
     # The teacher and its pull
     teacher: str | None = Field("dinov3_vitb16", description="name of the teacher; 'none' trains without one")
@@ -69,7 +73,9 @@ class Recipe(BaseModel):
     # The run itself
     seed: int = Field(0, ge=0, description="seed of weights, data order, augmentation and denoising")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="'auto' takes an accelerator if there is one")
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the forward pass; losses stay in float32")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="of the forward pass; losses stay in float32"
+    )
     evaluate_every: int = Field(1, ge=1, description="epochs between evaluations; the last epoch is always evaluated")
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints that are kept, besides the best")
     log_every: int = Field(20, ge=1, description="steps between two reads of the losses from the device")

@@ -25,7 +25,17 @@ if TYPE_CHECKING:
 FOLDER = "checkpoints"
 
 # Settings that do not decide what a run computes: a resumed run may change them.
-_FREE = {"output", "resume", "data", "teacher_weights", "pretrained_backbone", "workers", "device", "keep_checkpoints", "log_every"}
+_FREE = {
+    "output",
+    "resume",
+    "data",
+    "teacher_weights",
+    "pretrained_backbone",
+    "workers",
+    "device",
+    "keep_checkpoints",
+    "log_every",
+}
 
 
 def save(trainer: Trainer, *, improved: bool) -> None:

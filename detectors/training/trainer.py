@@ -168,7 +168,9 @@ class Trainer:
         values = losses | (self.distiller.metrics() if self.distiller is not None else {})
         self.monitor.scalars({f"train/{name}": value for name, value in values.items()}, self.step)
         task = progress.tasks[0]
-        shown = [f"{name} {values[name]:.3g}" for name in ("loss", "semantic_loss", "weight", "share") if name in values]
+        shown = [
+            f"{name} {values[name]:.3g}" for name in ("loss", "semantic_loss", "weight", "share") if name in values
+        ]
         shown.append(f"{(task.speed or 0.0) * self.recipe.batch_size:.1f} images/s")
         progress.update(task.id, figures="  ".join(shown))
 

@@ -18,7 +18,9 @@ def test_average_follows_the_recurrence_and_copies_counters() -> None:
         average.update(model)
         d = ema_decay(update, decay=0.9, warmup=2)
         for key, value in model.state_dict().items():
-            expected[key] = expected[key] * d + value.double() * (1 - d) if value.is_floating_point() else value.double()
+            expected[key] = (
+                expected[key] * d + value.double() * (1 - d) if value.is_floating_point() else value.double()
+            )
     for key, value in average.model.state_dict().items():
         torch.testing.assert_close(value.double(), expected[key], rtol=1e-5, atol=1e-6)
     assert average.updates == 5
@@ -29,4 +31,6 @@ def test_average_is_apart_from_the_model() -> None:
     average = WeightAverage(model)
     assert not average.model.training
     assert not any(parameter.requires_grad for parameter in average.model.parameters())
-    assert all(a.data_ptr() != b.data_ptr() for a, b in zip(average.model.parameters(), model.parameters(), strict=True))
+    assert all(
+        a.data_ptr() != b.data_ptr() for a, b in zip(average.model.parameters(), model.parameters(), strict=True)
+    )

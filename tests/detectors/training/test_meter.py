@@ -3,12 +3,15 @@ import math
 import pytest
 import torch
 
-from detectors.training.meter import LossMeter, NonFiniteLossError
+from detectors.losses.finite import NonFiniteError
+from detectors.training.meter import LossMeter
 
 
 def test_means_by_base_name_and_total() -> None:
     meter = LossMeter()
-    meter.add(1, {"loss_mal": torch.tensor(1.0), "loss_bbox": torch.tensor(2.0), "loss_bbox_aux_1": torch.tensor(3.0)}, [4])
+    meter.add(
+        1, {"loss_mal": torch.tensor(1.0), "loss_bbox": torch.tensor(2.0), "loss_bbox_aux_1": torch.tensor(3.0)}, [4]
+    )
     meter.add(2, {"loss_mal": torch.tensor(5.0), "loss_bbox_dn_pre": torch.tensor(1.0)}, [5])
     assert meter.read() == {"loss": 6.0, "loss_mal": 5.0, "loss_bbox": 1.0}
     assert meter.read() == {}
@@ -21,5 +24,5 @@ def test_a_loss_that_is_not_finite_is_named_with_its_images(value: float) -> Non
     meter = LossMeter()
     meter.add(7, {"loss_mal": torch.tensor(1.0)}, [1])
     meter.add(8, {"loss_mal": torch.tensor(1.0), "loss_giou_aux_0": torch.tensor(value)}, [31, 12])
-    with pytest.raises(NonFiniteLossError, match=r"step 8: loss_giou_aux_0 not finite, on the images with ids \[31, 12\]"):
+    with pytest.raises(NonFiniteError, match=r"step 8: loss_giou_aux_0 not finite, on the images with ids \[31, 12\]"):
         meter.means()
