@@ -11,7 +11,9 @@ from torch import Tensor
 _COLOURS = ["#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#f032e6", "#9a6324"]
 
 
-def draw_detections(image: Tensor, detections: dict[str, Tensor], class_names: Sequence[str], threshold: float = 0.4) -> Tensor:
+def draw_detections(
+    image: Tensor, detections: dict[str, Tensor], class_names: Sequence[str], threshold: float = 0.4
+) -> Tensor:
     """Return an image with boxes, class names and scores drawn on it.
 
     Args:

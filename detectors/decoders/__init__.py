@@ -1,0 +1,1 @@
+"""Decoders: feature maps in, object queries with classes and boxes out."""

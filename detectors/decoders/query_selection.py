@@ -1,0 +1,97 @@
+"""QuerySelection: the most promising cells of all maps become the decoder's queries (two-stage DETR)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from detectors.conv_blocks import Activation
+from detectors.decoders.layers import MLP
+from detectors.decoders.precision import at_least_float32
+from detectors.size_cache import SizeCache
+
+PRIOR = 0.01  # how probable a class is before anything was learnt
+BORDER = 0.01  # anchors nearer to 0 or 1 than this, in any coordinate, are not used
+
+
+def prior_bias(probability: float = PRIOR) -> float:
+    """Return the bias of a classifier that starts at `probability` (RetinaNet, arXiv 1708.02002, section 4.1)."""
+    return -math.log((1 - probability) / probability)
+
+
+def grid_anchors(sizes: Sequence[tuple[int, int]], device: torch.device, size: float = 0.05) -> tuple[Tensor, Tensor]:
+    """Return one square box per cell of every map, as logits, and whether it may be used.
+
+    Args:
+        sizes: (height, width) of each map, fine to coarse.
+        device: where the tensors shall be.
+        size: side of the boxes on the first map; it doubles with every further one.
+
+    Returns:
+        Logits of cxcywh, float32, finite, shape (T, 4), rows of the first map first; usability, bool, shape (T,).
+    """
+    levels = []
+    for level, (height, width) in enumerate(sizes):
+        y = (torch.arange(height, device=device) + 0.5) / height
+        x = (torch.arange(width, device=device) + 0.5) / width
+        centre_y, centre_x = torch.meshgrid(y, x, indexing="ij")
+        side = torch.full_like(centre_x, size * 2.0**level)
+        levels.append(torch.stack([centre_x, centre_y, side, side], dim=-1).flatten(0, 1))
+    boxes = torch.cat(levels)
+    usable = ((boxes > BORDER) & (boxes < 1 - BORDER)).all(dim=-1)
+    return boxes.clamp(BORDER, 1 - BORDER).logit(), usable
+
+
+class Selection(NamedTuple):
+    """What `QuerySelection` returns; K is the number of queries."""
+
+    content: Tensor
+    """Features of the chosen cells, shape (N, K, dim)."""
+    boxes: Tensor
+    """Their boxes as logits of cxcywh, shape (N, K, 4), float32 at least."""
+    logits: Tensor
+    """Their class logits, shape (N, K, num_classes)."""
+
+
+class QuerySelection(nn.Module):
+    """Scores every cell and takes the best; cells whose anchor is too near to the border come last.
+
+    Args:
+        dim: channels of the maps.
+        num_classes: number of classes.
+        activation: class of the box head's activation.
+    """
+
+    def __init__(self, dim: int, num_classes: int, activation: Activation) -> None:
+        super().__init__()
+        self.projection = nn.Linear(dim, dim)
+        self.norm = nn.LayerNorm(dim)
+        self.score_head = nn.Linear(dim, num_classes)
+        self.box_head = MLP(dim, dim, dim, 4, activation=activation, zero_last=True)
+        self._anchors = SizeCache()
+        nn.init.xavier_uniform_(self.projection.weight)
+        nn.init.constant_(self.score_head.bias, prior_bias())
+
+    def forward(self, maps: Sequence[Tensor], num_queries: int) -> Selection:
+        """Choose the queries.
+
+        Args:
+            maps: shape (N, dim, h, w) each, fine to coarse.
+            num_queries: how many; small images may have fewer cells, then all are taken.
+        """
+        sizes = tuple((x.shape[2], x.shape[3]) for x in maps)
+        device = maps[0].device
+        anchors, usable = self._anchors.get((sizes, device), lambda: grid_anchors(sizes, device))
+        tokens = torch.cat([x.flatten(2) for x in maps], dim=2).transpose(1, 2)
+        features = self.norm(self.projection(tokens * usable[:, None]))
+        logits = self.score_head(features)
+        best = logits.amax(dim=-1).masked_fill(~usable, -torch.inf)
+        chosen = best.topk(min(num_queries, best.shape[1]), dim=1).indices[..., None]
+
+        content = features.take_along_dim(chosen, dim=1)
+        boxes = at_least_float32(self.box_head(content)) + anchors[chosen.squeeze(-1)]
+        return Selection(content, boxes, logits.take_along_dim(chosen, dim=1))

@@ -1,0 +1,51 @@
+"""From queries to detections."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from detectors.decoders.precision import at_least_float32
+from vfmdistill.errors import InputError
+
+
+@torch.no_grad()
+def postprocess(
+    outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]], top_k: int = 300
+) -> list[dict[str, Tensor]]:
+    """Turn a detector's outputs into scored boxes in pixels, best first.
+
+    Every pair of query and class competes, so one query may be named twice. There is no non-maximum suppression, and
+    boxes are not clipped to the image: they reach as far as the detector says.
+
+    Args:
+        outputs: `pred_logits` (N, Q, C) and `pred_boxes` (N, Q, 4), cxcywh in [0, 1].
+        sizes: (height, width) of each image as it was before resizing, in pixels.
+        top_k: detections per image; there are never more than Q · C.
+
+    Returns:
+        For each image `scores` (K,) in [0, 1], `labels` (K,), int64, and `boxes` (K, 4), xyxy in pixels. Scores and
+        boxes are float32 (float64 for float64 outputs).
+
+    Raises:
+        InputError: there are not as many sizes as images, or `top_k` is not positive.
+    """
+    from torchvision.ops import box_convert
+
+    logits, boxes = (at_least_float32(outputs[key]) for key in ("pred_logits", "pred_boxes"))
+    if len(sizes) != len(logits):
+        raise InputError(f"got {len(sizes)} sizes for {len(logits)} images; give (height, width) of each image.")
+    if top_k < 1:
+        raise InputError(f"top_k must be at least 1, got {top_k}.")
+    num_queries, num_classes = logits.shape[1:]
+    scores, chosen = logits.flatten(1).topk(min(top_k, num_queries * num_classes), dim=1)
+    queries, labels = chosen // num_classes, chosen % num_classes
+    pixels = torch.tensor([[width, height, width, height] for height, width in sizes], dtype=boxes.dtype)
+    boxes = box_convert(boxes, "cxcywh", "xyxy") * pixels.to(boxes.device)[:, None]
+    boxes = boxes.take_along_dim(queries[..., None], dim=1)
+    return [
+        {"scores": score, "labels": label, "boxes": box}
+        for score, label, box in zip(scores.sigmoid(), labels, boxes, strict=True)
+    ]

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+import detectors
+from detectors.checkpoints import load_reference_checkpoint, read_tensors, reference_key
+from detectors.detector import Detector
+from vfmdistill.errors import WeightsError
+
+OPTIONS: dict[str, Any] = {"decoder_layers": 2, "num_denoising": 5}
+
+
+def build(**options: Any) -> Detector:
+    return detectors.build("deim_n", **{"num_classes": 4, **OPTIONS, **options})
+
+
+def published() -> dict[str, Tensor]:
+    """Return random weights as the authors would have saved them, with everything that ours does not need."""
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        reference_key(key): torch.rand(value.shape, generator=generator).to(value.dtype)
+        for key, value in build().state_dict().items()
+    }
+    return {
+        **state,
+        "encoder.feature_projector.0.weight": torch.zeros(768, 128),
+        "encoder.feature_projector.0.bias": torch.zeros(768),
+        "decoder.anchors": torch.full((1, 2000, 4), torch.inf),
+        "decoder.valid_mask": torch.ones(1, 2000, 1, dtype=torch.bool),
+        "decoder.decoder.up": state["decoder.up"],
+        "decoder.decoder.reg_scale": state["decoder.reg_scale"],
+        "decoder.decoder.layers.0.cross_attn.num_points_scale": torch.ones(12),
+    }
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [  # read off state dicts of the authors' models, RT-DETRv4 commit df44122
+        ("backbone.stem.stem1.conv.weight", "backbone.stem.stem1.conv.weight"),
+        ("backbone.stages_2.blocks.0.layers.0.conv1.bn.bias", "backbone.stages.2.blocks.0.layers.0.conv1.bn.bias"),
+        ("encoder.input_projections.0.norm.weight", "encoder.input_proj.0.norm.weight"),
+        ("encoder.aifi.layers.0.attention.in_proj_weight", "encoder.encoder.0.layers.0.self_attn.in_proj_weight"),
+        ("encoder.aifi.layers.0.feedforward.2.bias", "encoder.encoder.0.layers.0.linear2.bias"),
+        ("encoder.aifi.layers.0.norm2.weight", "encoder.encoder.0.layers.0.norm2.weight"),
+        ("encoder.laterals.1.conv.weight", "encoder.lateral_convs.1.conv.weight"),
+        ("encoder.downsamples.0.1.norm.running_var", "encoder.downsample_convs.0.0.cv2.norm.running_var"),
+        ("encoder.top_down.1.enter.conv.weight", "encoder.fpn_blocks.1.cv1.conv.weight"),
+        ("encoder.bottom_up.0.join.norm.bias", "encoder.pan_blocks.0.cv4.norm.bias"),
+        (
+            "encoder.bottom_up.0.second.0.blocks.1.conv1x1.conv.weight",
+            "encoder.pan_blocks.0.cv3.0.bottlenecks.1.conv2.conv.weight",
+        ),
+        ("encoder.top_down.0.first.0.shortcut.norm.weight", "encoder.fpn_blocks.0.cv2.0.conv2.norm.weight"),
+        ("encoder.top_down.0.first.1.conv.weight", "encoder.fpn_blocks.0.cv2.1.conv.weight"),
+        ("encoder.top_down.0.blocks.2.conv3x3.conv.weight", "encoder.fpn_blocks.0.bottlenecks.2.conv1.conv.weight"),
+        ("encoder.top_down.0.leave.conv.weight", "encoder.fpn_blocks.0.conv3.conv.weight"),
+        ("encoder.downsamples.1.conv.weight", "encoder.downsample_convs.1.conv.weight"),
+        ("decoder.input_projections.2.conv.weight", "decoder.input_proj.2.conv.weight"),
+        ("decoder.selection.projection.weight", "decoder.enc_output.proj.weight"),
+        ("decoder.selection.norm.bias", "decoder.enc_output.norm.bias"),
+        ("decoder.selection.box_head.layers.1.bias", "decoder.enc_bbox_head.layers.1.bias"),
+        ("decoder.denoising_embedding.weight", "decoder.denoising_class_embed.weight"),
+        ("decoder.position_head.layers.0.weight", "decoder.query_pos_head.layers.0.weight"),
+        ("decoder.first_box_head.layers.2.bias", "decoder.pre_bbox_head.layers.2.bias"),
+        ("decoder.stages.1.score_head.bias", "decoder.dec_score_head.1.bias"),
+        ("decoder.stages.1.corner_head.layers.0.weight", "decoder.dec_bbox_head.1.layers.0.weight"),
+        (
+            "decoder.stages.2.quality.perceptron.layers.1.bias",
+            "decoder.decoder.lqe_layers.2.reg_conf.layers.1.bias",
+        ),
+        ("decoder.stages.0.layer.norm1.weight", "decoder.decoder.layers.0.norm1.weight"),
+        ("decoder.stages.0.layer.norm2.weight", "decoder.decoder.layers.0.norm3.weight"),
+        ("decoder.stages.0.layer.gate.linear.weight", "decoder.decoder.layers.0.gateway.gate.weight"),
+        ("decoder.stages.0.layer.gate.norm.weight", "decoder.decoder.layers.0.gateway.norm.weight"),
+        ("decoder.stages.0.layer.sampling.offsets.bias", "decoder.decoder.layers.0.cross_attn.sampling_offsets.bias"),
+        ("decoder.stages.0.layer.sampling.weights.bias", "decoder.decoder.layers.0.cross_attn.attention_weights.bias"),
+        ("decoder.stages.0.layer.feedforward.0.weight", "decoder.decoder.layers.0.linear1.weight"),
+        ("decoder.reg_scale", "decoder.reg_scale"),
+    ],
+)
+def test_names(ours: str, theirs: str) -> None:
+    assert reference_key(ours) == theirs
+
+
+@pytest.mark.parametrize("name", ["rtdetrv4_s", "dfine_x"])
+def test_no_two_tensors_share_a_name(name: str) -> None:
+    with torch.device("meta"):
+        keys = detectors.build(name, num_classes=80).state_dict().keys()
+    assert len({reference_key(key) for key in keys}) == len(keys)
+
+
+def test_every_tensor_is_filled() -> None:
+    model, state = build(), published()
+    report = load_reference_checkpoint(model, state)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, state[reference_key(key)]), key
+    assert set(report.loaded) == set(model.state_dict())
+    assert report.kept == ()
+    assert set(report.ignored) == state.keys() - {reference_key(key) for key in model.state_dict()}
+    assert "injector" in report.ignored["encoder.feature_projector.0.weight"]
+
+
+@pytest.mark.parametrize("form", ["ema", "model", "bare", "safetensors"])
+def test_files(tmp_path: Path, form: str) -> None:
+    """The averaged weights are preferred where there are any."""
+    state = published()
+    worse = {key: torch.zeros_like(value) for key, value in state.items()}
+    path = tmp_path / "published.pth"
+    if form == "safetensors":
+        path = path.with_suffix(".safetensors")
+        save_file({key: value.clone() for key, value in state.items()}, path)
+    else:
+        contents = {
+            "ema": {"model": worse, "ema": {"module": state, "updates": 3}, "last_epoch": 131},
+            "model": {"model": state, "last_epoch": 131},
+            "bare": state,
+        }
+        torch.save(contents[form], path)
+    model = build()
+    load_reference_checkpoint(model, path)
+    assert torch.equal(model.decoder.selection.score_head.bias, state["decoder.enc_score_head.bias"])
+
+
+def test_step_counters_may_be_missing() -> None:
+    """Norms that were frozen in the authors' training have none."""
+    state = {key: value for key, value in published().items() if not key.endswith("num_batches_tracked")}
+    model = build()
+    report = load_reference_checkpoint(model, state)
+    assert report.kept
+    assert all(key.endswith("num_batches_tracked") for key in report.kept)
+
+
+def test_the_embedding_is_not_needed_without_denoising() -> None:
+    report = load_reference_checkpoint(build(num_denoising=0), published())
+    assert "without denoising" in report.ignored["decoder.denoising_class_embed.weight"]
+
+
+def assert_refused(model: Detector, state: Any, message: str) -> None:
+    """The error says what is wrong, and no tensor has changed."""
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(WeightsError, match=message):
+        load_reference_checkpoint(model, state)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_missing_and_left_over_tensors_are_named() -> None:
+    state = published()
+    state["decoder.tgt_embed.weight"] = state.pop("decoder.enc_score_head.weight")
+    assert_refused(
+        build(),
+        state,
+        r"'deim_n': 1 tensors are missing .*enc_score_head.weight.*1 are left over .*tgt_embed.weight",
+    )
+
+
+def test_another_size_is_refused() -> None:
+    assert_refused(build(decoder_layers=3), published(), r"tensors are missing .*layers\.2\.")
+    assert_refused(build(decoder_feedforward=64), published(), r"linear1.weight \(512, 128\) instead of \(64, 128\)")
+
+
+def test_another_number_of_classes_is_named() -> None:
+    assert_refused(build(num_classes=6), published(), "knows 4 classes, the detector 6: build it with num_classes=4")
+
+
+def test_contents_without_state_dict_are_refused() -> None:
+    assert_refused(build(), {"last_epoch": 3}, r"no state dict .*got \['last_epoch'\]")
+
+
+class Malicious:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return print, ("code has run",)
+
+
+def test_files_with_code_are_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"model": {"weight": torch.zeros(1)}, "extra": Malicious()}, tmp_path / "evil.pth")
+    with pytest.raises(WeightsError, match=r"evil.pth .*more than tensors"):
+        read_tensors(tmp_path / "evil.pth")
+    assert "code has run" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_damaged_and_missing_files_are_named(tmp_path: Path, suffix: str) -> None:
+    whole, broken = tmp_path / f"whole.{suffix}", tmp_path / f"broken.{suffix}"
+    weights = {"weight": torch.zeros(100)}
+    torch.save(weights, whole) if suffix == "pth" else save_file(weights, whole)
+    broken.write_bytes(whole.read_bytes()[:100])
+    with pytest.raises(WeightsError, match=f"broken.{suffix}"):
+        read_tensors(broken)
+    with pytest.raises(WeightsError, match=f"no weights file .*absent.{suffix}"):
+        read_tensors(tmp_path / f"absent.{suffix}")
+    assert torch.equal(read_tensors(whole)["weight"], weights["weight"])
