@@ -1,0 +1,220 @@
+"""The Teacher itself: freezing, input ranges, grids, errors. Networks are tiny modules of known arithmetic."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vfmdistill.errors import InputError
+from vfmdistill.teacher import Teacher
+from vfmdistill.teachers.catalog import IMAGENET_MEAN, IMAGENET_STD, TeacherSpec
+
+MEAN, STD = (0.3, 0.4, 0.5), (0.2, 0.25, 0.5)
+PATCH = 4
+
+
+def tiny_spec(**changes: object) -> TeacherSpec:
+    fields: dict[str, object] = {"name": "tiny", "family": "tiny", "backend": "module", "model_id": "tiny"}
+    fields |= {"patch_size": PATCH, "embed_dim": 5, "mean": MEAN, "std": STD}
+    return TeacherSpec.model_validate(fields | changes)
+
+
+class Patches(nn.Module):
+    """One linear layer on each patch; keeps what it was given."""
+
+    def __init__(self, with_summary: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 5, PATCH, PATCH)
+        self.dropout = nn.Dropout(0.5)
+        self.with_summary = with_summary
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        self.seen = images
+        feature_map = self.dropout(self.conv(images))
+        return (feature_map, feature_map.mean((2, 3))) if self.with_summary else feature_map
+
+
+@pytest.fixture
+def teacher() -> Teacher:
+    return Teacher(Patches(), spec=tiny_spec())
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.rand(2, 3, 40, 56, generator=torch.Generator().manual_seed(1))
+
+
+def normalised(images: Tensor) -> Tensor:
+    return (images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+
+
+def test_it_is_frozen_and_stays_in_eval_mode(teacher: Teacher, images: Tensor) -> None:
+    nn.ModuleList([teacher]).train()
+    assert not any(module.training for module in teacher.modules())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    features = teacher(images.requires_grad_(), grid=(10, 14))
+    assert not features.map.requires_grad
+    torch.testing.assert_close(features.map, teacher(images, grid=(10, 14)).map, rtol=0, atol=0)  # no dropout
+    # What comes out may be kept for another network's backward, which tensors of inference mode may not.
+    weight = torch.ones(1, requires_grad=True)
+    (features.map * weight).sum().backward()
+
+
+@pytest.mark.parametrize("grid", [(10, 14), (5, 7), (10, 7), (7, 11), (20, 20), (1, 1)])
+def test_the_map_is_exactly_on_the_grid(teacher: Teacher, images: Tensor, grid: tuple[int, int]) -> None:
+    features = teacher(images, grid=grid)
+    assert features.map.shape == (2, 5, *grid)
+    assert features.summary is None
+
+
+def test_a_whole_ratio_averages_blocks_of_pixels(teacher: Teacher, images: Tensor) -> None:
+    expected = teacher.network.conv(F.avg_pool2d(normalised(images), 2))
+    torch.testing.assert_close(teacher(images, grid=(5, 7)).map, expected)
+
+
+def test_other_ratios_are_resized_antialiased(teacher: Teacher, images: Tensor) -> None:
+    pixels = F.interpolate(images, (7 * PATCH, 11 * PATCH), mode="bilinear", antialias=True)
+    torch.testing.assert_close(teacher(images, grid=(7, 11)).map, teacher.network.conv(normalised(pixels)))
+
+
+def test_input_ranges_mean_the_same_image(teacher: Teacher, images: Tensor) -> None:
+    as_uint8 = (images * 255).round().to(torch.uint8)
+    unit = as_uint8.float() / 255
+    expected = teacher(unit, grid=(10, 14)).map
+    imagenet = (unit - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
+    for held, input_range in (
+        (as_uint8, "uint8"),
+        (imagenet, "imagenet"),
+        (unit * 2 - 1, ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))),
+        (unit * 255, ((0, 0, 0), (1 / 255, 1 / 255, 1 / 255))),
+    ):
+        torch.testing.assert_close(teacher(held, (10, 14), input_range).map, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_images_that_are_already_right_are_passed_through_bit_for_bit(teacher: Teacher, images: Tensor) -> None:
+    teacher(images, grid=(10, 14), input_range=(MEAN, STD))
+    assert torch.equal(teacher.network.seen, images)
+
+
+def test_it_runs_outside_autocast_in_its_own_dtype(teacher: Teacher, images: Tensor) -> None:
+    expected = teacher(images, grid=(10, 14)).map
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features = teacher(images, grid=(10, 14))
+    assert features.map.dtype == torch.float32
+    assert torch.equal(features.map, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_another_dtype(images: Tensor, dtype: torch.dtype) -> None:
+    teacher = Teacher(Patches(with_summary=True), spec=tiny_spec(), dtype=dtype)
+    assert teacher.dtype == dtype
+    features = teacher(images, grid=(7, 11))
+    assert features.map.dtype == features.summary.dtype == dtype
+    expected = Teacher(Patches(), spec=tiny_spec())(images, grid=(7, 11)).map
+    torch.testing.assert_close(features.map.float(), expected, rtol=0.02, atol=0.05)
+    assert features.summary.shape == (2, 5)
+
+
+def test_a_map_on_another_grid_is_brought_to_the_one_asked_for(images: Tensor) -> None:
+    teacher = Teacher(Patches(), spec=tiny_spec(patch_size=2 * PATCH))  # its map has twice the cells each way
+    features = teacher(images, grid=(5, 7))
+    expected = F.avg_pool2d(teacher.network.conv(normalised(images)), 2)
+    torch.testing.assert_close(features.map, expected)
+    pyramid = Teacher(nn.Sequential(nn.Conv2d(3, 5, 3, stride=3)), spec=tiny_spec())
+    assert pyramid(images, grid=(7, 11)).map.shape == (2, 5, 7, 11)
+
+
+def test_a_bare_module_gets_the_images_as_they_are(images: Tensor) -> None:
+    module = Patches()
+    teacher = Teacher(module)
+    assert (teacher.embed_dim, teacher.spec.patch_size, teacher.spec.backend) == (5, PATCH, "module")
+    assert teacher.spec.params == sum(parameter.numel() for parameter in module.parameters())
+    features = teacher(images, grid=(5, 7))
+    assert torch.equal(module.seen, images)
+    torch.testing.assert_close(features.map, F.avg_pool2d(module.conv(images), 2))
+
+
+def test_a_module_without_parameters(images: Tensor) -> None:
+    teacher = Teacher(nn.AvgPool2d(8))
+    assert (teacher.embed_dim, teacher.dtype, teacher.device) == (3, torch.float32, None)
+    torch.testing.assert_close(teacher(images, grid=(5, 7)).map, F.avg_pool2d(images, 8))
+
+
+def test_it_can_be_copied(teacher: Teacher, images: Tensor) -> None:
+    twin = copy.deepcopy(teacher)
+    assert torch.equal(twin(images, (10, 14)).map, teacher(images, (10, 14)).map)
+
+
+def test_compile_compiles_the_network_and_keeps_its_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
+    network = Patches()
+    teacher = Teacher(network, spec=tiny_spec(), compile=True)
+    assert compiled == [network]
+    assert set(teacher.state_dict()) == {"network.conv.weight", "network.conv.bias"}
+
+
+@pytest.mark.parametrize(
+    ("shape", "grid", "input_range", "words"),
+    [
+        ((3, 40, 56), (5, 7), "unit", r"\(3, 40, 56\).*\(N, 3, H, W\)"),
+        ((2, 1, 40, 56), (5, 7), "unit", r"\(N, 3, H, W\)"),
+        ((0, 3, 40, 56), (5, 7), "unit", r"\(N, 3, H, W\)"),
+        ((2, 3, 40, 56), (5, 0), "unit", r"grid=\(5, 0\).*\(height, width\)"),
+        ((2, 3, 40, 56), (5, 7, 1), "unit", "grid="),
+        ((2, 3, 40, 56), (5.0, 7.0), "unit", "grid="),
+        ((2, 3, 40, 56), (5, 7), "0-255", 'input_range=\'0-255\'.*"unit" or "imagenet"'),
+        ((2, 3, 40, 56), (5, 7), "uint8", "torch.float32 with input_range='uint8'"),
+        ((2, 3, 40, 56), (5, 7), ((0, 0, 0), (1, 0, 1)), "std > 0"),
+        ((2, 3, 40, 56), (5, 7), (0.5, 0.5), "no pair of mean and std"),
+    ],
+)
+def test_bad_arguments(teacher: Teacher, shape: tuple[int, ...], grid: object, input_range: object, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        teacher(torch.zeros(shape), grid, input_range)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_integers_are_not_unit_range(teacher: Teacher, images: Tensor, dtype: torch.dtype) -> None:
+    with pytest.raises(InputError, match=f"{dtype} with input_range='unit'"):
+        teacher(images.to(dtype), grid=(5, 7))
+
+
+def test_another_device(teacher: Teacher, images: Tensor) -> None:
+    with pytest.raises(InputError, match=r"on cpu, the images are on meta.*teacher\.to"):
+        teacher(images.to("meta"), grid=(5, 7))
+
+
+def test_a_wrong_width_in_the_spec(images: Tensor) -> None:
+    with pytest.raises(InputError, match=r"shape \(2, 5, 10, 14\).*expected \(2, 6, h, w\)"):
+        Teacher(Patches(), spec=tiny_spec(embed_dim=6))(images, grid=(10, 14))
+
+
+def test_a_size_that_the_network_refuses(images: Tensor) -> None:
+    class Fixed(Patches):
+        def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+            assert images.shape[-1] == 224, "width must be 224"
+            return super().forward(images)
+
+    with pytest.raises(InputError, match="cannot take images of 40×56 pixels: width must be 224"):
+        Teacher(Fixed())(images, grid=(10, 14))
+
+
+def test_options_that_do_not_go_together() -> None:
+    with pytest.raises(InputError, match=r"weights= goes with a teacher's name"):
+        Teacher(Patches(), weights="somewhere.pth")
+    with pytest.raises(InputError, match=r"spec= goes with a module"):
+        Teacher("dinov2_vits14", pretrained=False, spec=tiny_spec())
+    with pytest.raises(InputError, match=r"torch.int8"):
+        Teacher(Patches(), dtype=torch.int8)
+
+
+@pytest.mark.parametrize("module", [nn.Flatten(), nn.Linear(7, 7)])
+def test_a_module_that_gives_no_map(module: nn.Module) -> None:
+    with pytest.raises(InputError, match=r"must return a map|could not be run"):
+        Teacher(module)
