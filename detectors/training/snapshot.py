@@ -43,7 +43,7 @@ def save(trainer: Trainer, *, improved: bool) -> None:
 
     Random generators are not in it: every epoch seeds them from the recipe's seed, the epoch and the rank.
     """
-    folder, epoch = trainer.recipe.output / FOLDER, trainer.epoch - 1
+    folder, epoch = trainer.checkpoints, trainer.epoch - 1
     tensors = {
         "model": trainer.model.state_dict(),
         "ema": trainer.average.model.state_dict(),

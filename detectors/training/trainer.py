@@ -63,7 +63,8 @@ class Trainer:
     ) -> None:
         self.recipe, self.accelerator, self.distiller = recipe, accelerator, distiller
         self.model, self.criterion = model, criterion
-        self.category_ids = val_data.category_ids
+        self.val_data, self.category_ids = val_data, val_data.category_ids
+        self.checkpoints = recipe.output / snapshot.FOLDER
         self.train_loader = TrainLoader(train_data, recipe, accelerator)
         self.val_loader = val_loader(val_data, recipe, accelerator)
         self.evaluator = CocoEvaluator(val_data.annotation_file, val_data.category_ids)
@@ -94,7 +95,7 @@ class Trainer:
         self.monitor.close()
 
     def _resume(self) -> None:
-        newest = newest_checkpoint(self.recipe.output / snapshot.FOLDER)
+        newest = newest_checkpoint(self.checkpoints)
         if newest is not None:
             if not self.recipe.resume:
                 raise InputError(
