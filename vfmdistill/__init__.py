@@ -1,0 +1,40 @@
+"""vfmdistill: lends the semantics of vision foundation models to any PyTorch student, during training only."""
+
+from __future__ import annotations
+
+from vfmdistill.adapters import ByPathAdapter, StudentAdapter, Tap, register_adapter
+from vfmdistill.attach import attach
+from vfmdistill.distiller import Distiller
+from vfmdistill.errors import CaptureError, DistillError, InputError, UnknownNameError, WeightsError
+from vfmdistill.gradients import gradient_share
+from vfmdistill.injector import SemanticInjector
+from vfmdistill.modulator import FixedWeight, GradientModulator, Update
+from vfmdistill.teacher import Teacher, TeacherFeatures
+from vfmdistill.teachers.catalog import TeacherSpec, list_teachers, register_teacher, teacher_spec
+from vfmdistill.version import __version__
+
+__all__ = [
+    "attach",
+    "Distiller",
+    "Teacher",
+    "TeacherFeatures",
+    "TeacherSpec",
+    "list_teachers",
+    "teacher_spec",
+    "register_teacher",
+    "SemanticInjector",
+    "GradientModulator",
+    "FixedWeight",
+    "Update",
+    "gradient_share",
+    "StudentAdapter",
+    "Tap",
+    "ByPathAdapter",
+    "register_adapter",
+    "DistillError",
+    "UnknownNameError",
+    "WeightsError",
+    "CaptureError",
+    "InputError",
+    "__version__",
+]

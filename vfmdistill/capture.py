@@ -1,0 +1,183 @@
+"""Capture: takes a module's output in training forwards, and `probe_outputs`: takes outputs once, leaving no trace."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vfmdistill.errors import CaptureError, InputError
+
+
+class Capture:
+    """Holds the output of a module's latest training forward until it is taken.
+
+    Only forwards with `is_training()` and gradients enabled count; the latest one wins. A deep copy or a pickle of the
+    module carries an inert hook, and what the copy computes is never captured.
+
+    Args:
+        module: the module to watch; it must be called, not only its `forward`.
+        is_training: whether a forward is a training forward.
+        name: how error messages call the module.
+    """
+
+    def __init__(self, module: nn.Module, is_training: Callable[[], bool], name: str = "") -> None:
+        self.name = name or type(module).__name__
+        self._output: Any = None
+        self._nothing = _NO_FORWARD
+        self._handle = module.register_forward_hook(_Hook(self, module, is_training))
+
+    def take(self) -> Any:
+        """Return the captured output and forget it.
+
+        Raises:
+            CaptureError: there is none since the last take; the message says why.
+        """
+        output, self._output = self._output, None
+        reason, self._nothing = self._nothing, _NO_FORWARD
+        if output is None:
+            raise CaptureError(f"tap {self.name!r} gave nothing since the last loss: {reason}")
+        return output
+
+    def remove(self) -> None:
+        """Take the hook off the module and forget what was captured. May be called again."""
+        self._handle.remove()
+        self._output = None
+
+    def store(self, output: Any, is_training: bool) -> None:
+        """Keep an output of the module if it can be trained on, else the reason why not."""
+        if not is_training:
+            self._nothing = "the student ran in eval mode. Call student.train() before the training forward."
+        elif not torch.is_grad_enabled():
+            self._nothing = "the student ran without gradients (no_grad or inference_mode). Run it with gradients."
+        elif not _carries_gradient(output):
+            self._nothing = (
+                "its output carries no gradient. Nothing up to it is trained: unfreeze it, or tap a later module."
+            )
+        else:
+            self._output = output
+
+
+@contextmanager
+def untouched(student: nn.Module) -> Iterator[None]:
+    """On leaving, also by an exception, give back training flags, buffers and RNG states as they were on entering."""
+    device = device_of(student)
+    flags = [(module, module.training) for module in student.modules()]
+    buffers = [(module, dict(module._buffers)) for module in student.modules()]
+    values = [(buffer, buffer._version, buffer.detach().clone()) for buffer in student.buffers()]
+    cpu_state = torch.get_rng_state()
+    accelerator = None if device.type in ("cpu", "meta") else torch.get_device_module(device)
+    place = () if device.type == "mps" else (device,)  # mps is one device and takes no index
+    accelerator_state = accelerator.get_rng_state(*place) if accelerator else None
+    try:
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+        for module, entries in buffers:
+            module._buffers.clear()
+            module._buffers.update(entries)
+        with torch.no_grad():
+            for buffer, version, value in values:
+                if buffer._version != version:
+                    buffer.copy_(value)
+        torch.set_rng_state(cpu_state)
+        if accelerator:
+            accelerator.set_rng_state(accelerator_state, *place)
+
+
+def probe_outputs(student: nn.Module, modules: Mapping[str, nn.Module], images: Tensor) -> dict[str, Any]:
+    """Run the student once and return what the named modules put out, in the order in which they finished.
+
+    The forward runs in eval mode, without gradients, and leaves the student as it was (`untouched`).
+
+    Args:
+        student: the student, not wrapped.
+        modules: the modules to watch by name; one that does not run is missing from the result.
+        images: (N, 3, H, W), what the student takes.
+
+    Raises:
+        InputError: the student cannot take these images.
+    """
+    outputs: dict[str, Any] = {}
+    with untouched(student), ExitStack() as hooks:
+        for name, module in modules.items():
+
+            def keep(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
+                outputs.pop(name, None)
+                outputs[name] = output
+
+            hooks.callback(module.register_forward_hook(keep).remove)
+        hooks.callback(_reshard, student)
+        for module in student.modules():
+            module.training = False  # not eval(), which some networks override to merge weights
+        try:
+            with torch.no_grad():
+                student(images)
+        except Exception as error:
+            raise InputError(
+                f"the student failed on a probe of shape {tuple(images.shape)} and type {images.dtype} "
+                f"({type(error).__name__}: {error}). Pass a batch that it takes as probe= to attach()."
+            ) from error
+    return outputs
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Return the device of the module's first parameter or buffer, the CPU where it has neither."""
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+
+_NO_FORWARD = (
+    "its module was not called. Run the student on the batch before every loss; a module that is bypassed (only its "
+    "forward() is called, or the student was compiled and run before attaching) cannot be captured."
+)
+
+
+class _Hook:
+    """The forward hook. Copies and pickles of it do nothing, so that a copied student feeds no one."""
+
+    def __init__(self, capture: Capture, module: nn.Module, is_training: Callable[[], bool]) -> None:
+        self._capture = capture
+        self._module = module
+        self._is_training = is_training
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        if module is self._module:
+            self._capture.store(output, self._is_training())
+
+    def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
+        return _make_inert_hook, ()
+
+
+def _reshard(student: nn.Module) -> None:
+    """Free what FSDP2 has gathered: after a forward without backward it would leave the root's parameters whole."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        from torch.distributed.fsdp import FSDPModule
+
+        for module in student.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+
+def _inert_hook(module: nn.Module, args: Any, output: Any) -> None:
+    """Stand for the hook on a copy."""
+
+
+def _make_inert_hook() -> Callable[..., None]:
+    return _inert_hook
+
+
+def _carries_gradient(output: Any) -> bool:
+    """Whether a tensor somewhere in the output requires a gradient; of unknown containers that is assumed."""
+    if isinstance(output, Tensor):
+        return output.requires_grad
+    if isinstance(output, Mapping):
+        return any(_carries_gradient(value) for value in output.values())
+    if isinstance(output, list | tuple):
+        return any(_carries_gradient(value) for value in output)
+    return output is not None

@@ -1,0 +1,89 @@
+"""SemanticInjector: the Deep Semantic Injector (DSI) of RT-DETRv4."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from vfmdistill.errors import InputError, unknown_name
+from vfmdistill.objectives import OBJECTIVES
+from vfmdistill.projectors import PROJECTORS
+
+
+class SemanticInjector(nn.Module):
+    """Projects a student's map to the teacher's width and compares the two, cell by cell (arXiv 2510.25257, DSI).
+
+    Args:
+        student_dim: channels of the student's map.
+        teacher_dim: channels of the teacher's map.
+        projector: "linear" (reference), "mlp", "conv", or a module that maps (N, student_dim, h, w) to
+            (N, teacher_dim, h, w).
+        objective: "cosine" (reference), "mse", "smooth_l1", "relational", "channel_wise", "pearson", or a function of
+            two maps (N, teacher_dim, h, w), student first, that returns a scalar.
+
+    Raises:
+        UnknownNameError: the projector or the objective has no such name.
+    """
+
+    def __init__(
+        self,
+        student_dim: int,
+        teacher_dim: int,
+        projector: str | nn.Module = "linear",
+        objective: str | Callable[[Tensor, Tensor], Tensor] = "cosine",
+    ) -> None:
+        super().__init__()
+        if isinstance(projector, str):
+            if projector not in PROJECTORS:
+                raise unknown_name("projector", projector, PROJECTORS, "A module may be given instead.")
+            projector = PROJECTORS[projector](student_dim, teacher_dim)
+        if isinstance(objective, str):
+            if objective not in OBJECTIVES:
+                raise unknown_name("objective", objective, OBJECTIVES, "A function may be given instead.")
+            objective = OBJECTIVES[objective]
+        self.student_dim = student_dim
+        self.teacher_dim = teacher_dim
+        self.projector = projector
+        self.objective = objective
+
+    def forward(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:
+        """Return the objective as a scalar.
+
+        The projector follows the caller's autocast; the objective is computed in float32 at least.
+
+        Args:
+            student_map: (N, student_dim, h, w).
+            teacher_map: (N, teacher_dim, h, w), the same images on the same grid.
+
+        Raises:
+            InputError: the maps differ in images or grid, or have another number of channels than promised.
+        """
+        self._check(student_map, teacher_map)
+        parameter = next(self.projector.parameters(), None)
+        projected = self.projector(student_map if parameter is None else student_map.to(parameter.dtype))
+        dtype = torch.promote_types(projected.dtype, torch.float32)
+        with torch.autocast(device_type=projected.device.type, enabled=False):
+            return self.objective(projected.to(dtype), teacher_map.to(dtype))
+
+    def extra_repr(self) -> str:
+        """Show what the projector's own line does not: widths and objective."""
+        name = getattr(self.objective, "__name__", type(self.objective).__name__)
+        return f"student_dim={self.student_dim}, teacher_dim={self.teacher_dim}, objective={name}"
+
+    def _check(self, student_map: Tensor, teacher_map: Tensor) -> None:
+        for whose, feature_map, dim in (
+            ("student", student_map, self.student_dim),
+            ("teacher", teacher_map, self.teacher_dim),
+        ):
+            if feature_map.ndim != 4 or feature_map.shape[1] != dim:
+                raise InputError(
+                    f"the {whose} map has shape {tuple(feature_map.shape)}; expected (N, {dim}, h, w). "
+                    "If the network has changed since, build a new injector for it."
+                )
+        if student_map.shape[0] != teacher_map.shape[0] or student_map.shape[2:] != teacher_map.shape[2:]:
+            raise InputError(
+                f"student map {tuple(student_map.shape)} and teacher map {tuple(teacher_map.shape)} differ in images "
+                "or grid; ask the teacher for the student's grid: teacher(images, grid=student_map.shape[2:])."
+            )

@@ -1,0 +1,309 @@
+"""GradientModulator: Gradient-guided Adaptive Modulation (GAM) of RT-DETRv4, and FixedWeight in its place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, distributed
+
+from vfmdistill.errors import InputError, WeightsError
+
+Reason = Literal[
+    "unchanged",  # the share lies in the window, or λ is too small to be scaled
+    "no_gradient",  # the tap got no gradient: λ is the default
+    "final_phase",  # after finish_adapting(): λ is the default
+    "raised",
+    "lowered",
+    "calibrating",  # ρ is still being measured: λ is held
+    "calibrated",  # ρ has just been set: λ is held for the last time
+    "no_observation",  # no finite share since the last update: λ is held
+]
+
+_NO_GRADIENT = 1e-6  # percent
+_SMALLEST_WEIGHT = 1e-6  # the reference leaves a λ as small as this where it is
+_SMALLEST_RATIO = 0.1
+
+
+class Update(NamedTuple):
+    """What one update did.
+
+    Attributes:
+        previous: λ before.
+        weight: λ from here on.
+        share: the mean share since the last update in percent, None where there was none.
+        reason: why λ moved or stayed.
+    """
+
+    previous: float
+    weight: float
+    share: float | None
+    reason: Reason
+
+
+class Modulator(Protocol):
+    """What a distiller asks of the thing that decides λ. Nobody inherits from it."""
+
+    weight: float
+
+    def observe(self, share: Tensor | float) -> None:
+        """Take the share of one step in percent."""
+        ...
+
+    def update(self) -> Update:
+        """Set the weight by the shares since the last update."""
+        ...
+
+    def finish_adapting(self) -> None:
+        """Use the default weight from the next update on."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as JSON-able values."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Become what `state_dict()` was taken from."""
+        ...
+
+
+class GradientModulator:
+    """Moves λ so that the tap's share of the gradient stays inside [ρ − δ, ρ + δ] (arXiv 2510.25257, GAM).
+
+    With p̄ the mean share since the last update, in percent, an update applies the first rule that fits:
+
+    1. p̄ < 1e-6: λ becomes `default_weight`.
+    2. after `finish_adapting()`: λ becomes `default_weight`.
+    3. ρ − δ ≤ p̄ ≤ ρ + δ: λ stays.
+    4. else λ aims at the far bound (below the window at ρ + δ, above it at ρ − δ). With p and t, share and aim as
+       fractions, λ is multiplied with t(1 − p) / (p(1 − t)), at least 0.1 and at most 10. As in the reference, a λ of
+       1e-6 or less stays.
+
+    Published settings (weight, rho, delta, default_weight): S 5, 11, 1, 20; M 5, 3.5, 0.25, 15; L 15, 2, 0.1, 15;
+    X 20, 2, 0.25, 20. They belong to those detectors on COCO. For anything else `rho="auto"` holds λ for
+    `calibration_updates` updates and takes the mean share of all their steps as ρ and a tenth of it as δ, the authors'
+    advice for other data (github.com/RT-DETRs/RT-DETRv4/issues/17).
+
+    Args:
+        weight: λ to begin with, above 0.
+        rho: the share to keep, in percent, or "auto".
+        delta: half the width of the window, in percent; None is a tenth of ρ. The window must lie within (0, 100).
+        default_weight: λ where it is not adapted, above 0; None is `weight`.
+        calibration_updates: how many updates "auto" measures for.
+
+    Raises:
+        InputError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        weight: float = 5.0,
+        rho: float | Literal["auto"] = "auto",
+        delta: float | None = None,
+        default_weight: float | None = None,
+        *,
+        calibration_updates: int = 2,
+    ) -> None:
+        default_weight = weight if default_weight is None else default_weight
+        for name, value in (("weight", weight), ("default_weight", default_weight)):
+            if not (math.isfinite(value) and value > 0):
+                raise InputError(f"{name}={value}; expected a finite number above 0.")
+        if calibration_updates < 1:
+            raise InputError(f"calibration_updates={calibration_updates}; expected 1 or more.")
+        self.weight = float(weight)
+        self.default_weight = float(default_weight)
+        self.calibration_updates = calibration_updates
+        self.rho: float | None = None
+        self.delta: float | None = None
+        if isinstance(rho, str):
+            if rho != "auto" or delta is not None:
+                raise InputError(f"rho={rho!r}, delta={delta}; expected two numbers, or rho='auto' without delta.")
+        else:
+            self.rho, self.delta = float(rho), 0.1 * rho if delta is None else float(delta)
+            if not (self.delta >= 0 and self.rho - self.delta > 0 and self.rho + self.delta < 100):
+                raise InputError(
+                    f"rho={self.rho}, delta={self.delta}; expected percents with 0 < rho - delta, delta >= 0 and "
+                    "rho + delta < 100."
+                )
+        self._shares = _MeanShare()
+        self._adapting = True
+        self._calibrations = 0
+        self._calibration_sum = 0.0
+        self._calibration_count = 0
+
+    def observe(self, share: Tensor | float) -> None:
+        """Take the share of one step in percent, 0-dim; one that is not finite is left out. Never reads the device."""
+        self._shares.add(share)
+
+    def finish_adapting(self) -> None:
+        """From the next update on λ is the default weight: the last stage of the reference's recipe."""
+        self._adapting = False
+
+    def update(self) -> Update:
+        """Move λ by the shares since the last update, those of all ranks, so that every rank gets the same λ.
+
+        Reads the device. Where torch.distributed runs, every rank must call it.
+        """
+        total, count = self._shares.take()
+        share = total / count if count else None
+        previous = self.weight
+        self.weight, reason = self._decide(share, total, count)
+        return Update(previous, self.weight, share, reason)
+
+    def _decide(self, share: float | None, total: float, count: int) -> tuple[float, Reason]:
+        if share is not None and share < _NO_GRADIENT:
+            return self.default_weight, "no_gradient"
+        if not self._adapting:
+            return self.default_weight, "final_phase"
+        if share is None:
+            return self.weight, "no_observation"
+        if self.rho is None or self.delta is None:
+            return self.weight, self._calibrate(total, count)
+        low, high = self.rho - self.delta, self.rho + self.delta
+        if low <= share <= high or self.weight <= _SMALLEST_WEIGHT:
+            return self.weight, "unchanged"
+        ratio = max(_odds(high if share < low else low) / _odds(share), _SMALLEST_RATIO)
+        weight = min(max(self.weight * ratio, self.weight / 10), self.weight * 10)
+        return weight, "raised" if weight > self.weight else "lowered"
+
+    def _calibrate(self, total: float, count: int) -> Reason:
+        self._calibrations += 1
+        self._calibration_sum += total
+        self._calibration_count += count
+        if self._calibrations < self.calibration_updates:
+            return "calibrating"
+        self.rho = self._calibration_sum / self._calibration_count
+        self.delta = min(0.1 * self.rho, 0.5 * (100 - self.rho))  # the window ends below 100, as far as ρ does
+        return "calibrated"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return settings and state as JSON-able values. Reads the device."""
+        return {
+            "kind": type(self).__name__,
+            "weight": self.weight,
+            "default_weight": self.default_weight,
+            "rho": self.rho,
+            "delta": self.delta,
+            "adapting": self._adapting,
+            "calibration_updates": self.calibration_updates,
+            "calibrations": self._calibrations,
+            "calibration_sum": self._calibration_sum,
+            "calibration_count": self._calibration_count,
+            **self._shares.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Become what `state_dict()` was taken from, settings included.
+
+        Raises:
+            WeightsError: the state is not one of a GradientModulator.
+        """
+        _check_state(state, self.state_dict())
+        self.weight = state["weight"]
+        self.default_weight = state["default_weight"]
+        self.rho = state["rho"]
+        self.delta = state["delta"]
+        self._adapting = state["adapting"]
+        self.calibration_updates = state["calibration_updates"]
+        self._calibrations = state["calibrations"]
+        self._calibration_sum = state["calibration_sum"]
+        self._calibration_count = state["calibration_count"]
+        self._shares.load_state_dict(state)
+
+
+class FixedWeight:
+    """A λ that stays, with the methods of `GradientModulator`; updates still report the share.
+
+    Args:
+        weight: λ, 0 or above.
+
+    Raises:
+        InputError: the weight is negative or not finite.
+    """
+
+    def __init__(self, weight: float) -> None:
+        if not (math.isfinite(weight) and weight >= 0):
+            raise InputError(f"weight={weight}; expected a finite number, 0 or above.")
+        self.weight = float(weight)
+        self._shares = _MeanShare()
+
+    def observe(self, share: Tensor | float) -> None:
+        """Take the share of one step in percent, as `GradientModulator.observe`."""
+        self._shares.add(share)
+
+    def finish_adapting(self) -> None:
+        """Do nothing: λ does not adapt."""
+
+    def update(self) -> Update:
+        """Report the mean share since the last update over all ranks. Reads the device."""
+        total, count = self._shares.take()
+        if not count:
+            return Update(self.weight, self.weight, None, "no_observation")
+        return Update(self.weight, self.weight, total / count, "unchanged")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as JSON-able values. Reads the device."""
+        return {"kind": type(self).__name__, "weight": self.weight, **self._shares.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Become what `state_dict()` was taken from.
+
+        Raises:
+            WeightsError: the state is not one of a FixedWeight.
+        """
+        _check_state(state, self.state_dict())
+        self.weight = state["weight"]
+        self._shares.load_state_dict(state)
+
+
+class _MeanShare:
+    """Sum and number of the finite shares since the last `take`, kept on the device they come from."""
+
+    def __init__(self) -> None:
+        self._totals = torch.zeros(2, dtype=torch.float64)
+
+    def add(self, share: Tensor | float) -> None:
+        if isinstance(share, Tensor):
+            if share.ndim != 0:
+                raise InputError(f"a share of shape {tuple(share.shape)}; expected a 0-dim tensor or a number.")
+            dtype = torch.float32 if share.device.type == "mps" else torch.float64  # mps has no float64
+            self._totals = self._totals.to(share.device, dtype)
+            share = share.detach().to(dtype)
+        else:
+            share = torch.tensor(share, dtype=self._totals.dtype, device=self._totals.device)
+        observation = torch.stack([share, torch.ones_like(share)])
+        self._totals += torch.where(share.isfinite(), observation, torch.zeros_like(observation))
+
+    def take(self) -> tuple[float, int]:
+        """Return sum and number over all ranks, the same on each, and start anew."""
+        total, count = self._totals.tolist()
+        self._totals = torch.zeros_like(self._totals)
+        if distributed.is_available() and distributed.is_initialized():
+            # As objects, since they must also travel where the backend cannot see the device that they were kept on.
+            parts: list[Any] = [None] * distributed.get_world_size()
+            distributed.all_gather_object(parts, (total, count))
+            total, count = (math.fsum(column) for column in zip(*parts, strict=True))
+        return total, int(count)
+
+    def state_dict(self) -> dict[str, float]:
+        total, count = self._totals.tolist()
+        return {"share_sum": total, "share_count": int(count)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        totals = [state["share_sum"], state["share_count"]]
+        self._totals = torch.tensor(totals, dtype=torch.float64)
+
+
+def _odds(share: float) -> float:
+    """Return p / (1 − p) for a share in percent; huge, but a number, where the tap has the whole gradient."""
+    return share / max(100 - share, 1e-7)
+
+
+def _check_state(state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    if state.get("kind") != own["kind"] or state.keys() != own.keys():
+        raise WeightsError(
+            f"the state of a {state.get('kind')!r} modulator with {sorted(state)}; expected one of a {own['kind']!r} "
+            f"with {sorted(own)}. Attach with the modulator that the state was saved from."
+        )
