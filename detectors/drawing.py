@@ -28,6 +28,8 @@ def draw_detections(
     from torchvision.utils import draw_bounding_boxes
 
     kept = detections["scores"] >= threshold
+    if not kept.any():
+        return image.clone()
     labels = detections["labels"][kept].tolist()
     scores = detections["scores"][kept].tolist()
     return draw_bounding_boxes(
@@ -41,10 +43,12 @@ def draw_detections(
 
 def save_grid(path: Path, images: Sequence[Tensor], columns: int = 4, enlarge: int = 2) -> Path:
     """Write images (3, H, W) uint8 of one size as one PNG, row by row, each pixel `enlarge` times as wide."""
-    from torchvision.io import write_png
+    from PIL import Image
     from torchvision.utils import make_grid
 
     grid = make_grid(torch.stack(list(images)), nrow=columns, padding=4, pad_value=255)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_png(grid.repeat_interleave(enlarge, 1).repeat_interleave(enlarge, 2), str(path))
+    Image.fromarray(grid.movedim(0, -1).numpy()).resize(
+        (grid.shape[2] * enlarge, grid.shape[1] * enlarge), Image.Resampling.NEAREST
+    ).save(path, format="PNG")
     return path

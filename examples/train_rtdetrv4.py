@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as VF  # noqa: N812
+from torchvision.transforms.v2 import functional as VF
 
 from detectors import postprocess
 from detectors.data.toy import write_toy_dataset
@@ -32,15 +32,17 @@ DEMO = {
     "input_size": 160,
     "batch_size": 8,
     "workers": 1,
-    "epochs": 12,
+    "epochs": 6,
+    "augment": False,
     "num_queries": 60,
     "num_denoising": 60,
     "learning_rate": 1e-3,
     "backbone_learning_rate": 1e-3,
+    "ema_decay": 0.99,
     "ema_warmup_steps": 100,
     "rho": "auto",
 }
-DEMO_IMAGES = {"train_images": 480, "val_images": 80, "image_size": 160}
+DEMO_IMAGES = {"train_images": 800, "val_images": 80, "image_size": 160}
 SHOWN = 4  # validation images in the pictures
 
 
@@ -74,7 +76,7 @@ def _projected(distiller: Distiller | None, images: Tensor) -> Tensor | None:
 
 
 def save_maps(distiller: Distiller, images: Tensor, before: Tensor | None, path: Path) -> Path:
-    """Write image, teacher map and projected student map before and after, all in the teacher's principal components."""
+    """Write images, teacher maps and projected student maps, all in the teacher's principal components."""
     after, teacher = next(iter(distiller.aligned_maps(images).values()))
     basis = fit_pca(teacher)
     columns = {"image": list(images), "teacher": pca_maps(teacher, basis=basis)}

@@ -19,6 +19,7 @@ from vfmdistill.errors import InputError
 
 STATE = "state.json"
 _NAME = re.compile(r"epoch_(\d+)")
+_UNFINISHED = ".unfinished_"
 
 
 def write_checkpoint(
@@ -36,8 +37,9 @@ def write_checkpoint(
         OSError: for example no space left; older checkpoints are untouched then.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    final, temporary = folder / name, folder / f".{name}.{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
+    final, temporary = folder / name, folder / f"{_UNFINISHED}{name}"
+    for leftover in folder.glob(f"{_UNFINISHED}*"):  # of a process that was killed while it wrote
+        shutil.rmtree(leftover)
     temporary.mkdir()
     try:
         for part, values in tensors.items():

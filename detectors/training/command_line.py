@@ -20,8 +20,8 @@ def parse_recipe(
 ) -> Recipe:
     """Return the recipe that the command line asks for.
 
-    Later ones win: the model's published recipe, the `demo` settings (only where neither --data nor a data folder in the
-    file is given), the file of --config, the options.
+    Later ones win: the model's published recipe, the `demo` settings (only where neither the options nor the file name
+    any data), the file of --config, the options.
 
     Args:
         arguments: the words after the program's name; None takes them from the process.

@@ -39,8 +39,9 @@ class LossMeter:
             row, values = dict(zip(names, values, strict=False)), values[len(vector) :]
             if bad := [name for name, value in row.items() if not math.isfinite(value)]:
                 raise NonFiniteError(
-                    f"step {step}: {', '.join(bad)} not finite, on the images with ids {image_ids}; the last checkpoint is "
-                    "from before that. Look at these images and boxes, lower the learning rate, or use precision fp32"
+                    f"step {step}: {', '.join(bad)} not finite, on the images with ids {image_ids}; the last "
+                    "checkpoint is from before that. Look at these images and boxes, lower the learning rate, or use "
+                    "precision fp32"
                 )
             latest = {"loss": sum(row.values())}
             for name, value in row.items():

@@ -47,10 +47,10 @@ class Monitor:
         os.replace(temporary, self._path)
 
     def track(self, batches: Iterable[T], total: int, title: str) -> Iterator[tuple[T, Progress]]:
-        """Yield the batches under a progress bar; `progress.update(progress.task_ids[0], figures=...)` sets its text."""
+        """Yield the batches under a progress bar, with the bar: its first task has a field "figures" for text."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
                    TextColumn("{task.fields[figures]}"))  # fmt: skip
-        with Progress(*columns, console=self.console, transient=True, disable=self._silent) as progress:
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
             task = progress.add_task(title, total=total, figures="")
             for batch in batches:
                 yield batch, progress
@@ -76,11 +76,11 @@ class Monitor:
         shown = "  ".join(
             f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in metrics.items() if k in _SHOWN
         )
-        self.console.print(f"{shown}  {note}", highlight=False)
+        self.say(f"{shown}  {note}")
 
     def say(self, text: str) -> None:
         """Print a sentence."""
-        self.console.print(text, highlight=False)
+        self.console.print(text, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         """Flush the curves."""

@@ -1,6 +1,6 @@
 """Recipe: every setting of a training run in one flat, typed object, with the published values of each model.
 
-Published values: RT-DETRv4 (arXiv 2510.25257, section 4 and the authors' configuration files) and DEIM (arXiv 2412.04234).
+Published values: RT-DETRv4 (arXiv 2510.25257, section 4, and the authors' configuration files), DEIM (arXiv 2412.04234).
 Where the authors' files say one thing and their regular expressions do another, these are the values that ran.
 """
 
@@ -17,7 +17,7 @@ SIZE_STEP = 32  # the deepest stride of every bundled detector
 
 
 class Recipe(BaseModel):
-    """One training run. Fields that are None are derived from `epochs` (see the properties) or from the model's catalogue row."""
+    """One training run. A field that is None follows from `epochs` (see the properties) or from the model's own row."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 

@@ -82,7 +82,7 @@ def restore(trainer: Trainer, path: Path) -> None:
     """Put a checkpoint that `save` wrote back into a trainer that was built from the same recipe.
 
     Raises:
-        InputError: the checkpoint is damaged, or belongs to other classes, settings or networks; the message says which.
+        InputError: the checkpoint is damaged, or belongs to other classes or settings; the message says which.
     """
     tensors, state = read_checkpoint(path)
     _check_fits(trainer, state, path)
@@ -110,5 +110,6 @@ def _check_fits(trainer: Trainer, state: dict[str, Any], path: Path) -> None:
             problems.append(f"{key}: the checkpoint has {stored!r}, now {now.get(key)!r}")
     if problems:
         raise InputError(
-            f"cannot resume from {path}: {'; '.join(problems)}. Give the same settings, or start anew with another --output"
+            f"cannot resume from {path}: {'; '.join(problems)}. "
+            "Give the same settings, or start anew with another --output"
         )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from detectors.data.coco import CocoDataset
 from detectors.detector import Detector
 from detectors.evaluation import CocoEvaluator
+from detectors.losses.finite import NonFiniteError
 from detectors.postprocess import postprocess
 from vfmdistill import Distiller
 from vfmdistill.errors import InputError
@@ -133,9 +134,14 @@ class Trainer:
                 final=recipe.final_learning_rate,
             )
             set_learning_rate(self.optimizer, factor)
-            losses = self._train_step(images, targets)
+            image_ids = [int(target["image_id"]) for target in targets]
+            try:
+                losses = self._train_step(images, targets)
+            except NonFiniteError as error:
+                meter.read()  # raises if it began with the losses of a step before this one
+                raise NonFiniteError(f"step {self.step + 1}, images with ids {image_ids}: {error}") from error
             self.step += 1
-            meter.add(self.step, losses, [int(target["image_id"]) for target in targets])
+            meter.add(self.step, losses, image_ids)
             if self.step % recipe.log_every == 0:
                 self._report(meter.read(), progress)
         figures: dict[str, Any] = {"epoch": epoch, **meter.means()}

@@ -34,7 +34,7 @@ def test_a_failed_write_leaves_nothing_and_keeps_the_older(tmp_path: Path, monke
 
 def test_newest_ignores_what_is_unfinished_or_not_a_checkpoint(tmp_path: Path) -> None:
     assert checkpoint.newest_checkpoint(tmp_path / "nowhere") is None
-    for name in ("epoch_0009", "epoch_0010", ".epoch_0011.99", "best_0012"):
+    for name in ("epoch_0009", "epoch_0010", ".unfinished_epoch_0011", "best_0012"):
         (tmp_path / name).mkdir()
     newest = checkpoint.newest_checkpoint(tmp_path)
     assert newest is not None

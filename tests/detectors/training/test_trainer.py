@@ -1,0 +1,102 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from support.tiny_run import STEPS, tiny_recipe
+
+from detectors.losses.finite import NonFiniteError
+from detectors.training import assemble
+from vfmdistill.errors import InputError, UnknownNameError, WeightsError
+
+
+def test_a_run_leaves_metrics_curves_and_checkpoints_and_no_hooks(toy: Path, tmp_path: Path) -> None:
+    with assemble(tiny_recipe(toy, tmp_path, keep_checkpoints=1)) as trainer:
+        figures = trainer.fit()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1] == figures
+    losses = {"loss", "loss_mal", "loss_bbox", "loss_giou", "loss_fgl", "loss_ddf", "semantic_loss"}
+    modulation = {"weight", "share", "next_weight", "modulation"}
+    assert {"epoch", "learning_rate", "AP", "AP50"} | losses | modulation <= lines[0].keys()
+    assert trainer.step == 3 * STEPS == trainer.average.updates
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert [name for name in kept if name.startswith("epoch")] == ["epoch_0002"]
+    assert len(kept) == 2
+    assert list((tmp_path / "tensorboard").glob("events*"))
+    assert not any(module._forward_hooks for module in trainer.model.modules())
+    state = json.loads((tmp_path / "checkpoints" / "epoch_0002" / "state.json").read_text())
+    assert state["class_names"] == trainer.model.class_names
+    assert state["recipe"]["model"] == "rtdetrv4_n"
+    assert state["modulator"]["weight"] == trainer.distiller.weight  # type: ignore[union-attr]
+
+
+def test_the_projector_is_in_the_checkpoint_but_not_in_the_model(toy: Path, tmp_path: Path) -> None:
+    from detectors.training.checkpoint import read_checkpoint
+
+    with assemble(tiny_recipe(toy, tmp_path, epochs=1, plain_epochs=0)) as trainer:
+        keys = set(trainer.model.state_dict())
+        trainer.fit()
+    tensors, _ = read_checkpoint(tmp_path / "checkpoints" / "epoch_0000")
+    assert tensors["model"].keys() == tensors["ema"].keys() == keys
+    assert {tuple(tensor.shape) for tensor in tensors["injectors"].values()} == {(16, 128), (16,)}
+    assert any("injectors" in key for key in tensors["optimizer"])
+
+
+def test_without_a_teacher_there_is_no_semantic_loss(toy: Path, tmp_path: Path) -> None:
+    with assemble(tiny_recipe(toy, tmp_path, teacher="none", epochs=1, plain_epochs=0)) as trainer:
+        figures = trainer.fit()
+    assert not {"semantic_loss", "weight", "share"} & figures.keys()
+
+
+def test_seed_decides_the_run_and_the_teacher_does_not_touch_the_students_start(toy: Path, tmp_path: Path) -> None:
+    def start(name: str, **overrides: object) -> torch.Tensor:
+        with assemble(tiny_recipe(toy, tmp_path / name, **overrides)) as trainer:
+            return torch.cat([parameter.flatten() for parameter in trainer.model.parameters()])
+
+    first = start("a")
+    assert torch.equal(first, start("b", teacher="none"))
+    assert not torch.equal(first, start("c", seed=1))
+
+
+def test_workers_do_not_change_the_run(toy: Path, tmp_path: Path) -> None:
+    results = []
+    for workers in (0, 2):
+        with assemble(tiny_recipe(toy, tmp_path / str(workers), workers=workers, epochs=2)) as trainer:
+            results.append(trainer.fit())
+    assert results[0] == results[1]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_it(toy: Path, tmp_path: Path) -> None:
+    with assemble(tiny_recipe(toy, tmp_path, epochs=1, plain_epochs=0)) as trainer:
+        criterion = trainer.criterion
+
+        def broken(*args: object) -> dict[str, torch.Tensor]:
+            losses = criterion(*args)
+            return {**losses, "loss_giou": losses["loss_giou"] * torch.nan}
+
+        trainer.criterion = broken  # type: ignore[assignment]
+        with pytest.raises(NonFiniteError, match="step 1: loss_giou not finite, on the images with ids"):
+            trainer.fit()
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_batches_that_cannot_be_filled(toy: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="13 training images do not fill one batch of 14: lower --batch-size"):
+        assemble(tiny_recipe(toy, tmp_path, batch_size=14))
+
+
+def test_what_is_not_there_is_said_before_the_first_step(toy: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="names no data"):
+        assemble(tiny_recipe(toy, tmp_path).model_copy(update={"data": None}))
+    with pytest.raises(InputError, match="does not exist"):
+        assemble(tiny_recipe(tmp_path / "nowhere", tmp_path))
+    with pytest.raises(UnknownNameError, match="dinov2_vits14"):
+        assemble(tiny_recipe(toy, tmp_path, teacher="dinov2_vit14s"))
+    with pytest.raises(WeightsError, match=r"nowhere\.pth"):
+        assemble(tiny_recipe(toy, tmp_path, teacher="dinov2_vits14", teacher_weights="nowhere.pth"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
+def test_an_accelerator_that_is_missing_is_not_replaced_by_the_cpu(toy: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="device 'cuda' was asked for"):
+        assemble(tiny_recipe(toy, tmp_path, device="cuda"))

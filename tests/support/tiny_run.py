@@ -1,0 +1,92 @@
+"""A training run of seconds: size N on 64 × 64 images, three steps an epoch, with a frozen random teacher.
+
+As a program it does one such run, and may kill itself: tiny_run.py '{"data": …, "output": …, "kill_at": ["step", 5]}'
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import vfmdistill
+from detectors.training import Recipe, Trainer, assemble, recipe_for, snapshot
+
+STEPS = 3  # of an epoch: 13 images in batches of 4
+
+
+class TinyTeacher(nn.Module):
+    """A frozen random network of stride 32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(7)
+        self.embed = nn.Conv2d(3, 16, kernel_size=32, stride=32, bias=False)
+        self.embed.weight = nn.Parameter(torch.randn(16, 3, 32, 32, generator=generator) / 55)
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.embed(images)
+        return out
+
+
+def register_tiny_teacher() -> None:
+    """Make the teacher known as "tiny"."""
+    spec = vfmdistill.TeacherSpec(
+        name="tiny", family="tests", backend="module", model_id="tiny", patch_size=32, embed_dim=16, params=49_152
+    )
+    vfmdistill.register_teacher(spec, lambda *_: TinyTeacher())
+
+
+def tiny_recipe(data: Path | str, output: Path | str, **overrides: Any) -> Recipe:
+    """Return the recipe; keywords replace its fields."""
+    settings: dict[str, Any] = {
+        "data": data, "output": output, "teacher": "tiny", "pretrained_backbone": False, "device": "cpu",
+        "input_size": 64, "batch_size": 4, "workers": 0, "epochs": 3, "num_queries": 10, "num_denoising": 4,
+        "log_every": 2, "rho": 10.0, "delta": 1.0, "plain_epochs": 1,
+    }  # fmt: skip
+    return recipe_for("rtdetrv4_n", **{**settings, **overrides})
+
+
+def _kill_at(moment: str, count: int) -> None:
+    """Arrange for the process to be killed at the n-th step, or while the n-th checkpoint is being written."""
+
+    def counted(function: Any, before: bool) -> Any:
+        calls = 0
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == count and before:
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = function(*args, **kwargs)
+            if calls == count:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return run
+
+    if moment == "step":
+        Trainer._train_step = counted(Trainer._train_step, before=False)  # type: ignore[method-assign]
+    elif moment == "checkpoint":  # some of its files are on disk then
+        from detectors.training import checkpoint
+
+        checkpoint.save_file = counted(checkpoint.save_file, before=False)
+    elif moment == "save":  # the epoch's metrics are written, its checkpoint is not
+        snapshot.save = counted(snapshot.save, before=True)
+    else:
+        raise ValueError(moment)
+
+
+if __name__ == "__main__":
+    settings = json.loads(sys.argv[1])
+    if kill_at := settings.pop("kill_at", None):
+        _kill_at(*kill_at)
+    register_tiny_teacher()
+    with assemble(tiny_recipe(**settings)) as trainer:
+        trainer.fit()
