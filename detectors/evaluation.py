@@ -99,7 +99,7 @@ class CocoEvaluator:
                 the original image, as `detectors.postprocess` returns them.
 
         Raises:
-            InputError: an image that the annotation file does not have, a label without a class, or lengths that differ.
+            InputError: an image that the annotations do not have, a label without a class, or lengths that differ.
         """
         keys = [int(key) for key in image_ids]
         if len(keys) != len(detections):
@@ -134,9 +134,7 @@ class CocoEvaluator:
             scores, labels, boxes = self._processed[key]
             sides = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
             for score, label, box in zip(scores.tolist(), labels.tolist(), sides.tolist(), strict=True):
-                results.append(
-                    {"image_id": key, "category_id": self.category_ids[label], "bbox": box, "score": score}
-                )
+                results.append({"image_id": key, "category_id": self.category_ids[label], "bbox": box, "score": score})
         return results
 
     def evaluate(self) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Recipe: every setting of a training run in one flat, typed object, with the published values of each model.
 
-Published values: RT-DETRv4 (arXiv 2510.25257, section 4, and the authors' configuration files), DEIM (arXiv 2412.04234).
+Published values: RT-DETRv4 (arXiv 2510.25257, and its authors' configuration files), DEIM (arXiv 2412.04234).
 Where the authors' files say one thing and their regular expressions do another, these are the values that ran.
 """
 
