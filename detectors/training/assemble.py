@@ -7,7 +7,7 @@ from accelerate import Accelerator
 
 import detectors
 import vfmdistill
-from detectors.data.checks import check_dataset
+from detectors.data.checks import SplitSummary, check_dataset
 from detectors.data.coco import CocoDataset
 from detectors.data.layout import locate_split
 from vfmdistill.errors import InputError
@@ -33,9 +33,10 @@ def assemble(recipe: Recipe) -> Trainer:
     splits = [locate_split(recipe.data, name) for name in ("train", "val")]
     # Before the images are looked through, which takes a while: weights that are not there show at once
     teacher = vfmdistill.Teacher(recipe.teacher, weights=recipe.teacher_weights) if recipe.teacher else None
+    summaries: list[SplitSummary] = []
     with accelerator.main_process_first():  # one process looks through the files; what it finds stops them all
         if accelerator.is_main_process:
-            check_dataset(*splits, invalid_boxes=recipe.invalid_boxes)
+            summaries = check_dataset(*splits, invalid_boxes=recipe.invalid_boxes)
     train_data = CocoDataset(*splits[0], invalid_boxes=recipe.invalid_boxes, seed=recipe.seed)
     val_data = CocoDataset(*splits[1], class_names=train_data.class_names, invalid_boxes=recipe.invalid_boxes)
     overrides = {key: value for key in ("num_queries", "num_denoising") if (value := getattr(recipe, key)) is not None}
@@ -50,11 +51,18 @@ def assemble(recipe: Recipe) -> Trainer:
         probe = torch.zeros(1, 3, *recipe.input_size, device=accelerator.device)
         distiller = vfmdistill.attach(model, teacher, modulator=_modulator(recipe), probe=probe)
     try:
-        return Trainer(recipe, accelerator, model, criterion, train_data, val_data, distiller)
+        trainer = Trainer(recipe, accelerator, model, criterion, train_data, val_data, distiller)
     except BaseException:
         if distiller is not None:
             distiller.detach()
         raise
+    for summary in summaries:
+        dropped = f", {summary.dropped_boxes} invalid ones left out" if summary.dropped_boxes else ""
+        trainer.monitor.say(
+            f"{summary.annotation_file}: {summary.images} images, {summary.boxes} boxes{dropped}, "
+            f"{len(summary.class_names)} classes"
+        )
+    return trainer
 
 
 def _accelerator(recipe: Recipe) -> Accelerator:

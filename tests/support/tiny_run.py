@@ -1,6 +1,7 @@
 """A training run of seconds: size N on 64 × 64 images, three steps an epoch, with a frozen random teacher.
 
 As a program it does one such run, and may kill itself: tiny_run.py '{"data": …, "output": …, "kill_at": ["step", 5]}'
+With "dump" each process writes what it ended with to that folder, under its rank.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import vfmdistill
@@ -87,6 +89,14 @@ if __name__ == "__main__":
     settings = json.loads(sys.argv[1])
     if kill_at := settings.pop("kill_at", None):
         _kill_at(*kill_at)
+    dump = settings.pop("dump", None)
     register_tiny_teacher()
     with assemble(tiny_recipe(**settings)) as trainer:
         trainer.fit()
+    if dump:
+        tensors = {**trainer.model.state_dict(), **dict(trainer.distiller.named_parameters())}  # type: ignore[union-attr]
+        tensors["weight"] = torch.tensor(trainer.distiller.weight, dtype=torch.float64)  # type: ignore[union-attr]
+        tensors["AP"] = torch.tensor(trainer.figures["AP"], dtype=torch.float64)
+        save_file(
+            {k: v.contiguous() for k, v in tensors.items()}, f"{dump}/{trainer.accelerator.process_index}.safetensors"
+        )

@@ -85,6 +85,20 @@ def test_batches_that_cannot_be_filled(toy: Path, tmp_path: Path) -> None:
         assemble(tiny_recipe(toy, tmp_path, batch_size=14))
 
 
+def test_boxes_that_are_left_out_are_counted(toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "images").symlink_to(toy / "images")
+    for split in ("train", "val"):
+        content = json.loads((toy / f"instances_{split}.json").read_text())
+        content["annotations"][0]["bbox"][2] = 0
+        (data / f"instances_{split}.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="--invalid-boxes drop"):
+        assemble(tiny_recipe(data, tmp_path / "run"))
+    with assemble(tiny_recipe(data, tmp_path / "run", invalid_boxes="drop")):
+        assert capsys.readouterr().out.count(", 1 invalid ones left out, 5 classes") == 2
+
+
 def test_what_is_not_there_is_said_before_the_first_step(toy: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="names no data"):
         assemble(tiny_recipe(toy, tmp_path).model_copy(update={"data": None}))
