@@ -52,7 +52,8 @@ def build_backbone(
         raise WeightsError(
             f"the ImageNet weights of the backbone {name!r} are neither in timm's cache nor within reach "
             f"({type(error).__name__}: {error}). Give a local file, pretrained_backbone='/path/to/model.safetensors' "
-            f"(it is published as huggingface.co/timm/{name}), or pretrained_backbone=False for random weights."
+            f"or --backbone-weights (it is published as huggingface.co/timm/{name}); or start from random weights with "
+            "pretrained_backbone=False or --no-pretrained-backbone."
         ) from error
     if not isinstance(pretrained, bool):
         _load_file(backbone, name, Path(pretrained))

@@ -30,6 +30,9 @@ class Detector(nn.Module):
         decoder: maps in, queries out.
         spec: the settings that the parts were built with.
         class_names: names of the classes in the order of the logits, if known.
+
+    Attributes:
+        category_ids: the data set's id of each class, if the detector was trained on one.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class Detector(nn.Module):
         self.backbone, self.encoder, self.decoder = backbone, encoder, decoder
         self.spec = spec
         self.class_names = None if class_names is None else list(class_names)
+        self.category_ids: list[int] | None = None
 
     @property
     def num_classes(self) -> int:

@@ -1,7 +1,7 @@
 """Train RT-DETRv4 (arXiv 2510.25257) on a COCO-format data set, with a frozen foundation model as teacher.
 
     python examples/train_rtdetrv4.py                                        # a demonstration, on images drawn here
-    python examples/train_rtdetrv4.py --data coco                            # the paper's recipe, size S
+    python examples/train_rtdetrv4.py --data coco --invalid-boxes drop       # size S on COCO, with the paper's settings
     python examples/train_rtdetrv4.py --data cards --epochs 50 --input-size 320 --teacher efficientnet_lite0
 
 The folder holds `images/` with `instances_train.json` and `instances_val.json`, COCO's own layout, or Roboflow's.

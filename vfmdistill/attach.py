@@ -16,7 +16,7 @@ from vfmdistill.distiller import Distiller, injector_key
 from vfmdistill.errors import CaptureError, InputError
 from vfmdistill.injector import SemanticInjector
 from vfmdistill.modulator import FixedWeight, GradientModulator, Modulator
-from vfmdistill.teacher import InputRange, Teacher
+from vfmdistill.teacher import InputRange, Teacher, check_input_range
 
 TeacherSource = str | nn.Module
 
@@ -72,7 +72,10 @@ def attach(
         InputError: an argument does not fit; the student fails on the probe; no tap is given and no adapter knows one.
         CaptureError: the tap does not fire, or gives nothing that can be read as a map.
     """
+    check_input_range(input_range)
     core = _unwrapped(student)
+    if next(core.parameters(), None) is None:
+        raise InputError("the student has no parameters, so there is nothing to distil into.")
     with untouched(core):
         images = _probe_images(core) if probe is None else probe
         adapter, taps = _adapter_and_taps(core, adapter, tap, images)
@@ -97,7 +100,7 @@ def _unwrapped(student: nn.Module) -> nn.Module:
 def _probe_images(student: nn.Module) -> Tensor:
     parameter = next((p for p in student.parameters() if p.is_floating_point()), None)
     if parameter is None:
-        raise InputError("the student has no parameters, so there is nothing to distil into.")
+        raise InputError("the student has no floating-point parameters; pass a batch that it takes as probe=.")
     return torch.zeros(1, 3, 224, 224, device=parameter.device, dtype=parameter.dtype)
 
 

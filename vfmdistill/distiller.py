@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed, nn
@@ -13,6 +13,7 @@ from vfmdistill.adapters import StudentAdapter, Tap
 from vfmdistill.capture import Capture, device_of, probe_outputs
 from vfmdistill.errors import CaptureError, DistillError, InputError, WeightsError
 from vfmdistill.gradients import average_gradients, gradient_share
+from vfmdistill.injector import SemanticInjector
 from vfmdistill.modulator import FixedWeight, Modulator, Update
 from vfmdistill.teacher import InputRange, Teacher
 
@@ -176,9 +177,9 @@ class Distiller:
                 for tap in self.taps:
                     student_map = self._adapter.feature_map(tap, outputs[tap.path], images)
                     grid = (student_map.shape[2], student_map.shape[3])
-                    injector = self.injectors[injector_key(name, tap)]
+                    injector = cast(SemanticInjector, self.injectors[injector_key(name, tap)])
                     features = teacher(images, grid=grid, input_range=self._input_range)
-                    maps[injector_key(name, tap)] = (injector.get_submodule("projector")(student_map), features.map)
+                    maps[injector_key(name, tap)] = (injector.project(student_map), features.map)
         return maps
 
     def metrics(self) -> dict[str, float]:

@@ -61,11 +61,16 @@ class SemanticInjector(nn.Module):
             InputError: the maps differ in images or grid, or have another number of channels than promised.
         """
         self._check(student_map, teacher_map)
-        parameter = next(self.projector.parameters(), None)
-        projected = self.projector(student_map if parameter is None else student_map.to(parameter.dtype))
+        projected = self.project(student_map)
         dtype = torch.promote_types(projected.dtype, torch.float32)
         with torch.autocast(device_type=projected.device.type, enabled=False):
             return self.objective(projected.to(dtype), teacher_map.to(dtype))
+
+    def project(self, student_map: Tensor) -> Tensor:
+        """Return the student's map (N, student_dim, h, w) at the teacher's width: (N, teacher_dim, h, w)."""
+        parameter = next(self.projector.parameters(), None)
+        projected: Tensor = self.projector(student_map if parameter is None else student_map.to(parameter.dtype))
+        return projected
 
     def extra_repr(self) -> str:
         """Show what the projector's own line does not: widths and objective."""

@@ -165,11 +165,7 @@ class Teacher(nn.Module):
             raise InputError(f"{self._name} got images of shape {tuple(images.shape)}; expected (N, 3, H, W), RGB.")
         if len(grid) != 2 or not all(isinstance(cells, int) and cells > 0 for cells in grid):
             raise InputError(f"{self._name} got grid={grid!r}; expected (height, width) in cells, each at least 1.")
-        if isinstance(input_range, str):
-            if input_range not in get_args(NamedRange):
-                raise InputError(f"input_range={input_range!r} is not known; {_RANGES}.")
-        elif not _is_mean_and_std(input_range):
-            raise InputError(f"input_range={input_range!r} is no pair of mean and std > 0 per channel; {_RANGES}.")
+        check_input_range(input_range)
         if (images.dtype == torch.uint8) != (input_range == "uint8") or not (
             images.dtype == torch.uint8 or images.is_floating_point()
         ):
@@ -182,6 +178,15 @@ class Teacher(nn.Module):
                 f"{self._name} is on {self.device}, the images are on {images.device}. "
                 "Move it: teacher.to(images.device)."
             )
+
+
+def check_input_range(input_range: object) -> None:
+    """Raise an InputError unless `Teacher.forward` knows what images of this range hold."""
+    if isinstance(input_range, str):
+        if input_range not in get_args(NamedRange):
+            raise InputError(f"input_range={input_range!r} is not known; {_RANGES}.")
+    elif not _is_mean_and_std(input_range):
+        raise InputError(f"input_range={input_range!r} is no pair of mean and std > 0 per channel; {_RANGES}.")
 
 
 _RANGES = 'expected "unit" or "imagenet" (floating point), "uint8" (torch.uint8), or a pair (mean, std) per channel'

@@ -3,6 +3,7 @@
 from .assemble import assemble
 from .command_line import parse_recipe
 from .recipe import Recipe, recipe_for
+from .snapshot import load_checkpoint
 from .trainer import Trainer
 
-__all__ = ["Recipe", "Trainer", "assemble", "parse_recipe", "recipe_for"]
+__all__ = ["Recipe", "Trainer", "assemble", "load_checkpoint", "parse_recipe", "recipe_for"]

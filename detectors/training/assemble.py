@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import timedelta
+
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list
+from torch import nn
 
 import detectors
 import vfmdistill
 from detectors.data.checks import SplitSummary, check_dataset
 from detectors.data.coco import CocoDataset
-from detectors.data.layout import locate_split
+from detectors.data.layout import Split, locate_split
 from vfmdistill.errors import InputError
 
+from .checkpoint import newest_checkpoint
+from .ema import WeightAverage
 from .recipe import Recipe
+from .snapshot import FOLDER
 from .trainer import Trainer
 
 
@@ -31,27 +39,26 @@ def assemble(recipe: Recipe) -> Trainer:
         raise InputError("the recipe names no data: give the folder of a COCO-format data set")
     accelerator = _accelerator(recipe)
     splits = [locate_split(recipe.data, name) for name in ("train", "val")]
-    # Before the images are looked through, which takes a while: weights that are not there show at once
+    # Before the images are looked through, which takes a while: weights that are not there show at once.
     teacher = vfmdistill.Teacher(recipe.teacher, weights=recipe.teacher_weights) if recipe.teacher else None
-    summaries: list[SplitSummary] = []
-    with accelerator.main_process_first():  # one process looks through the files; what it finds stops them all
-        if accelerator.is_main_process:
-            summaries = check_dataset(*splits, invalid_boxes=recipe.invalid_boxes)
+    summaries = _checked(splits, recipe, accelerator)
     train_data = CocoDataset(*splits[0], invalid_boxes=recipe.invalid_boxes, seed=recipe.seed)
     val_data = CocoDataset(*splits[1], class_names=train_data.class_names, invalid_boxes=recipe.invalid_boxes)
-    overrides = {key: value for key in ("num_queries", "num_denoising") if (value := getattr(recipe, key)) is not None}
+
     torch.manual_seed(recipe.seed)
-    model = detectors.build(
-        recipe.model, class_names=train_data.class_names, pretrained_backbone=recipe.pretrained_backbone, **overrides
-    ).to(accelerator.device)
-    criterion = detectors.build_criterion(recipe.model, num_classes=model.num_classes)
+    model = _model(recipe, train_data).to(accelerator.device)
+    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model.category_ids = train_data.category_ids
+    criterion = detectors.build_criterion(model.spec, num_classes=model.num_classes)
+    average = WeightAverage(model, recipe.ema_decay, recipe.ema_warmup_steps)
     distiller = None
     if teacher is not None:
         torch.manual_seed(recipe.seed)  # the projector's weights do not depend on how the model was drawn
         probe = torch.zeros(1, 3, *recipe.input_size, device=accelerator.device)
         distiller = vfmdistill.attach(model, teacher, modulator=_modulator(recipe), probe=probe)
     try:
-        trainer = Trainer(recipe, accelerator, model, criterion, train_data, val_data, distiller)
+        trainer = Trainer(recipe, accelerator, model, criterion, train_data, val_data, average, distiller)
     except BaseException:
         if distiller is not None:
             distiller.detach()
@@ -66,18 +73,52 @@ def assemble(recipe: Recipe) -> Trainer:
 
 
 def _accelerator(recipe: Recipe) -> Accelerator:
-    from accelerate.utils import DistributedDataParallelKwargs
-
     if recipe.device == "cuda" and not torch.cuda.is_available():
         raise InputError("device 'cuda' was asked for, but torch sees no CUDA device; use --device cpu or auto")
-    # a batch without boxes leaves the denoising embedding without a gradient, on that process only
-    parallel = DistributedDataParallelKwargs(find_unused_parameters=True)
+    handlers = [
+        # A batch without boxes leaves the denoising embedding without a gradient, on that process only.
+        DistributedDataParallelKwargs(find_unused_parameters=True),
+        # The other processes wait while the first looks through the images.
+        InitProcessGroupKwargs(timeout=timedelta(hours=1)),
+    ]
     precision = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[recipe.precision]
-    return Accelerator(cpu=recipe.device == "cpu", mixed_precision=precision, kwargs_handlers=[parallel])
+    try:
+        accelerator = Accelerator(cpu=recipe.device == "cpu", mixed_precision=precision, kwargs_handlers=handlers)
+    except ValueError as error:  # accelerate keeps one precision for the life of a process
+        raise InputError(f"precision {recipe.precision} cannot be had: {error}") from error
+    if recipe.precision == "fp16" and accelerator.device.type == "cpu":
+        raise InputError("precision fp16 needs an accelerator, and this run is on the CPU; use bf16 or fp32")
+    return accelerator
+
+
+def _checked(splits: Sequence[Split], recipe: Recipe, accelerator: Accelerator) -> list[SplitSummary]:
+    """Look through the data in the first process; what it finds stops them all."""
+    summaries: list[SplitSummary] = []
+    failure: InputError | None = None
+    if accelerator.is_main_process:
+        try:
+            summaries = check_dataset(*splits, invalid_boxes=recipe.invalid_boxes)
+        except InputError as error:
+            failure = error
+    (message,) = broadcast_object_list([None if failure is None else str(failure)])
+    if message is not None:
+        raise failure or InputError(message)
+    return summaries
+
+
+def _model(recipe: Recipe, data: CocoDataset) -> detectors.Detector:
+    resumed = newest_checkpoint(recipe.output / FOLDER) is not None  # then the backbone's weights are in there
+    overrides = {key: value for key in ("num_queries", "num_denoising") if (value := getattr(recipe, key)) is not None}
+    return detectors.build(
+        recipe.model,
+        class_names=data.class_names,
+        pretrained_backbone=False if resumed else recipe.backbone_weights or recipe.pretrained_backbone,
+        **overrides,
+    )
 
 
 def _modulator(recipe: Recipe) -> vfmdistill.GradientModulator | vfmdistill.FixedWeight:
-    if recipe.rho == "off":
+    if recipe.rho == "fixed":
         return vfmdistill.FixedWeight(recipe.distill_weight)
     return vfmdistill.GradientModulator(
         weight=recipe.distill_weight,

@@ -18,6 +18,7 @@ from torch import Tensor
 from vfmdistill.errors import InputError
 
 STATE = "state.json"
+FORMAT = 1
 _NAME = re.compile(r"epoch_(\d+)")
 _UNFINISHED = ".unfinished_"
 
@@ -46,7 +47,8 @@ def write_checkpoint(
             save_file(
                 {key: value.detach().contiguous() for key, value in values.items()}, temporary / f"{part}.safetensors"
             )
-        (temporary / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+        contents = {"format": FORMAT, "parts": sorted(tensors), **state}
+        (temporary / STATE).write_text(json.dumps(contents, indent=1), encoding="utf-8")
         for path in (*temporary.iterdir(), temporary):
             _flush(path)
         if final.exists():
@@ -59,20 +61,19 @@ def write_checkpoint(
     return final
 
 
-def read_checkpoint(
-    path: Path, device: torch.device | str = "cpu"
-) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """Return the tensors and the state of a checkpoint that `write_checkpoint` made.
+def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Return the tensors, on the CPU, and the state of a checkpoint that `write_checkpoint` made.
 
     Raises:
         InputError: the folder or one of its files is missing or damaged.
     """
     try:
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
-        files = sorted(path.glob("*.safetensors"))
-        return {file.stem: load_file(file, device=str(device)) for file in files}, state
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"{path} is not a complete checkpoint: {error}") from None
+        if state["format"] != FORMAT:
+            raise InputError(f"{path} has the format {state['format']}, this version reads {FORMAT}")
+        return {part: load_file(path / f"{part}.safetensors") for part in state["parts"]}, state
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise InputError(f"{path} is not a complete checkpoint: {type(error).__name__}: {error}") from None
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -90,7 +91,8 @@ def prune_checkpoints(folder: Path, keep: int) -> None:
 def _by_epoch(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
 
 
 def _flush(path: Path) -> None:
@@ -119,10 +121,9 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[st
         InputError: the tensors belong to other parameters.
     """
     parameters = dict(_named(optimizer))
-    stored = {key.rpartition("/")[0] for key in tensors}
-    if stored and stored != set(parameters):
-        odd = sorted(stored.symmetric_difference(parameters))
-        raise InputError(f"the optimizer's state belongs to other parameters; {len(odd)} differ, first: {odd[:5]}")
+    # A parameter that has had no gradient yet has no state either.
+    if odd := sorted({key.rpartition("/")[0] for key in tensors} - parameters.keys()):
+        raise InputError(f"the optimizer's state belongs to other parameters: {len(odd)} unknown, first: {odd[:5]}")
     for key, value in tensors.items():
         name, _, slot = key.rpartition("/")
         # AdamW counts its steps on the CPU whatever the device of the weights

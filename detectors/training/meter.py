@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from detectors.losses.finite import NonFiniteError
+from detectors.losses.finite import check_finite
 
 
 class LossMeter:
@@ -37,12 +36,7 @@ class LossMeter:
         latest: dict[str, float] = {}
         for step, names, vector, image_ids in self._pending:
             row, values = dict(zip(names, values, strict=False)), values[len(vector) :]
-            if bad := [name for name, value in row.items() if not math.isfinite(value)]:
-                raise NonFiniteError(
-                    f"step {step}: {', '.join(bad)} not finite, on the images with ids {image_ids}; the last "
-                    "checkpoint is from before that. Look at these images and boxes, lower the learning rate, or use "
-                    "precision fp32"
-                )
+            check_finite(row, f"step {step} (images with ids {image_ids})")
             latest = {"loss": sum(row.values())}
             for name, value in row.items():
                 base = "_".join(name.split("_")[:2])  # loss_bbox_aux_1 → loss_bbox

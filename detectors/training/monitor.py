@@ -23,7 +23,8 @@ class Monitor:
     Args:
         folder: the run's folder.
         silent: whether to write nothing.
-        first_epoch: epoch that this process starts with; later lines of an interrupted run are dropped.
+        first_epoch: epoch that this process starts with; what an interrupted run wrote from there on is dropped.
+        first_step: optimizer steps before it; curves behind them are dropped too.
     """
 
     def __init__(self, folder: Path, *, silent: bool = False, first_epoch: int = 0, first_step: int = 0) -> None:
@@ -37,13 +38,14 @@ class Monitor:
 
         folder.mkdir(parents=True, exist_ok=True)
         self._drop_lines_from(first_epoch)
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step or None)
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
 
     def _drop_lines_from(self, epoch: int) -> None:
-        lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
-        kept = [line for line in lines if json.loads(line)["epoch"] < epoch]
+        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True) if self._path.exists() else []
+        # A line that was not finished belongs to an epoch without a checkpoint.
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] < epoch]
         temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        temporary.write_text("".join(kept), encoding="utf-8")
         os.replace(temporary, self._path)
 
     def track(self, batches: Iterable[T], total: int, title: str) -> Iterator[tuple[T, Progress]]:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from detectors.catalog import detector_spec
 from vfmdistill.errors import InputError, unknown_name
 
 SIZE_STEP = 32  # the deepest stride of every bundled detector
@@ -29,6 +30,7 @@ class Recipe(BaseModel):
     output: Path = Field(Path("runs/train"), description="folder that receives checkpoints, metrics and pictures")
     resume: bool = Field(False, description="continue the run in `output` from its newest checkpoint")
     pretrained_backbone: bool = Field(True, description="start from ImageNet weights of the backbone (fetched by timm)")
+    backbone_weights: Path | None = Field(None, description="local file with the backbone's ImageNet weights")
     num_queries: int | None = Field(None, ge=1, description="object queries; None: the model's own")
     num_denoising: int | None = Field(None, ge=0, description="denoising queries; None: the model's own")
     invalid_boxes: Literal["raise", "drop"] = Field(
@@ -39,8 +41,8 @@ class Recipe(BaseModel):
     teacher: str | None = Field("dinov3_vitb16", description="name of the teacher; 'none' trains without one")
     teacher_weights: Path | None = Field(None, description="local file with the teacher's weights")
     distill_weight: float = Field(5.0, gt=0, description="initial λ, what the semantic loss is multiplied with")
-    rho: float | Literal["auto", "off"] = Field(
-        11.0, description="ρ, the wanted gradient share in percent; 'auto' calibrates it, 'off' keeps λ fixed"
+    rho: float | Literal["auto", "fixed"] = Field(
+        11.0, description="ρ, the wanted gradient share in percent; 'auto' calibrates it, 'fixed' keeps λ as it is"
     )
     delta: float = Field(1.0, ge=0, description="δ, half the width of the window around ρ, in percent")
     distill_default_weight: float = Field(20.0, gt=0, description="λ of the last stage, and where no gradient is seen")
@@ -106,6 +108,13 @@ class Recipe(BaseModel):
                 )
         return value
 
+    @field_validator("rho", mode="before")
+    @classmethod
+    def _no_flag(cls, value: Any) -> Any:
+        if isinstance(value, bool):  # YAML reads `off` as false, which would pass as 0
+            raise ValueError("must be a number, 'auto' or 'fixed'")
+        return value
+
     @field_validator("teacher")
     @classmethod
     def _none_is_no_teacher(cls, value: str | None) -> str | None:
@@ -126,7 +135,7 @@ class Recipe(BaseModel):
 
     @property
     def last_stage(self) -> int:
-        """First epoch of the last stage: no augmentation, constant learning rate, λ at its default."""
+        """First epoch of the last stage: no augmentation, constant learning rate; after it, λ is at its default."""
         plain = self.plain_epochs
         if plain is None:
             plain = round(self.epochs * self.published_plain_epochs / self.published_epochs)
@@ -189,13 +198,14 @@ def recipe_for(model: str = "rtdetrv4_s", **overrides: Any) -> Recipe:
         overrides: any field of `Recipe`.
 
     Raises:
-        UnknownNameError: no recipe is known for the model, or a field does not exist.
-        InputError: a value does not fit its field; the message names all that do not.
+        UnknownNameError: the model or a field does not exist.
+        InputError: the model has no published recipe, or values do not fit their fields; all of these are named.
     """
     from pydantic import ValidationError
 
     if model not in PUBLISHED:
-        raise unknown_name("recipe", model, PUBLISHED, "Recipes exist for the models that are listed.")
+        detector_spec(model)  # raises if the model does not exist either
+        raise InputError(f"there is no published recipe for {model!r} yet; there is one for {', '.join(PUBLISHED)}")
     for key in overrides:
         if key not in Recipe.model_fields:
             raise unknown_name("recipe field", key, Recipe.model_fields)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import vfmdistill
+from detectors.detector import Detector
+from detectors.factory import build
 from vfmdistill.errors import InputError
 
 from .checkpoint import (
@@ -31,6 +34,7 @@ _FREE = {
     "data",
     "teacher_weights",
     "pretrained_backbone",
+    "backbone_weights",
     "workers",
     "device",
     "keep_checkpoints",
@@ -50,11 +54,12 @@ def save(trainer: Trainer, *, improved: bool) -> None:
         "optimizer": optimizer_tensors(trainer.optimizer),
     }
     state: dict[str, Any] = {
-        "format": 1,
         "model": trainer.recipe.model,
         "class_names": trainer.model.class_names,
         "category_ids": trainer.category_ids,
         "recipe": trainer.recipe.model_dump(mode="json"),
+        "data": data_digest(trainer),
+        "processes": trainer.accelerator.num_processes,
         "epoch": epoch,
         "step": trainer.step,
         "ema_updates": trainer.average.updates,
@@ -69,13 +74,39 @@ def save(trainer: Trainer, *, improved: bool) -> None:
         tensors["injectors"] = distilled["injectors"]
         state["modulator"] = distilled["modulator"]
         state["teacher"] = trainer.recipe.teacher
+    # The best one first: were it the other way round, a run killed in between would go on without it.
+    if improved:
+        write_checkpoint(folder, best_name(trainer), {"ema": tensors["ema"]}, state)
     write_checkpoint(folder, f"epoch_{epoch:04d}", tensors, state)
     prune_checkpoints(folder, trainer.recipe.keep_checkpoints)
-    if improved:
-        best = write_checkpoint(folder, f"best_{epoch:04d}", {"ema": tensors["ema"]}, state)
-        for older in folder.glob("best_*"):
-            if older != best:
-                shutil.rmtree(older)
+    for path in folder.glob("best_*"):
+        if path.name != best_name(trainer):
+            shutil.rmtree(path)
+
+
+def best_name(trainer: Trainer) -> str:
+    """Return the name of the checkpoint of the best epoch so far."""
+    return f"best_{trainer.best['epoch']:04d}"
+
+
+def load_checkpoint(path: str | Path) -> Detector:
+    """Return the detector of a run's checkpoint with its averaged weights, in eval mode, on the CPU.
+
+    Class names, category ids and changed numbers of queries come from the checkpoint.
+
+    Args:
+        path: a folder `checkpoints/best_NNNN` or `checkpoints/epoch_NNNN` of a run.
+
+    Raises:
+        InputError: there is no complete checkpoint.
+    """
+    tensors, state = read_checkpoint(Path(path))
+    changed = {key: state["recipe"][key] for key in ("num_queries", "num_denoising")}
+    overrides = {key: value for key, value in changed.items() if value is not None}
+    model = build(state["model"], class_names=state["class_names"], **overrides)
+    model.category_ids = state["category_ids"]
+    model.load_state_dict(tensors["ema"])
+    return model.eval()
 
 
 def restore(trainer: Trainer, path: Path) -> None:
@@ -98,6 +129,11 @@ def restore(trainer: Trainer, path: Path) -> None:
     trainer.best, trainer.figures = state["best"], state["figures"]
 
 
+def data_digest(trainer: Trainer) -> str:
+    """Return a digest of the training split's annotation file: with other images a run would not go on, but change."""
+    return hashlib.sha256(trainer.train_loader.data.annotation_file.read_bytes()).hexdigest()
+
+
 def _check_fits(trainer: Trainer, state: dict[str, Any], path: Path) -> None:
     problems = []
     if (stored := state["class_names"]) != (given := trainer.model.class_names):
@@ -108,6 +144,10 @@ def _check_fits(trainer: Trainer, state: dict[str, Any], path: Path) -> None:
     for key in sorted((now.keys() | state["recipe"].keys()) - _FREE):
         if (stored := state["recipe"].get(key)) != now.get(key):
             problems.append(f"{key}: the checkpoint has {stored!r}, now {now.get(key)!r}")
+    if (stored := state["processes"]) != (given := trainer.accelerator.num_processes):
+        problems.append(f"processes: the checkpoint has {stored}, now {given}")
+    if state["data"] != data_digest(trainer):
+        problems.append("data: the training images or boxes are others than the checkpoint's")
     if problems:
         raise InputError(
             f"cannot resume from {path}: {'; '.join(problems)}. "

@@ -46,6 +46,7 @@ class Trainer:
         criterion: (outputs, targets) → weighted losses by name.
         train_data: training images; the transform follows from the recipe, epoch by epoch.
         val_data: validation images.
+        average: of `model`, made before a distiller was attached, so that it carries no hook.
         distiller: attached to `model`; None trains without a teacher.
 
     Raises:
@@ -60,6 +61,7 @@ class Trainer:
         criterion: nn.Module,
         train_data: CocoDataset,
         val_data: CocoDataset,
+        average: WeightAverage,
         distiller: Distiller | None = None,
     ) -> None:
         self.recipe, self.accelerator, self.distiller = recipe, accelerator, distiller
@@ -69,7 +71,7 @@ class Trainer:
         self.train_loader = TrainLoader(train_data, recipe, accelerator)
         self.val_loader = val_loader(val_data, recipe, accelerator)
         self.evaluator = CocoEvaluator(val_data.annotation_file, val_data.category_ids)
-        self.average = WeightAverage(model, recipe.ema_decay, recipe.ema_warmup_steps)
+        self.average = average
         injectors = distiller.injectors if distiller is not None else None
         self.optimizer = build_optimizer(parameter_groups(model, injectors, recipe), recipe)
         self.network, self._stepper = accelerator.prepare(model, self.optimizer)
@@ -97,6 +99,8 @@ class Trainer:
 
     def _resume(self) -> None:
         newest = newest_checkpoint(self.checkpoints)
+        if newest is None and self.recipe.resume and not self.recipe.output.is_dir():
+            raise InputError(f"nothing to resume: there is no folder {self.recipe.output}")
         if newest is not None:
             if not self.recipe.resume:
                 raise InputError(
@@ -107,11 +111,13 @@ class Trainer:
     def fit(self) -> dict[str, Any]:
         """Train the epochs that are left; return the figures of the last one."""
         if self.recipe.resume:
-            self.monitor.say(f"continuing with epoch {self.epoch} of {self.recipe.epochs}")
+            found = "no checkpoint yet, starting" if self.epoch == 0 else "continuing"
+            self.monitor.say(f"{found} with epoch {self.epoch} of {self.recipe.epochs}")
         for epoch in range(self.epoch, self.recipe.epochs):
             started = time.perf_counter()
             figures = self._train_epoch(epoch)
             speed = len(self.train_loader) * self.recipe.batch_size / (time.perf_counter() - started)
+            self._share_statistics()
             if (epoch + 1) % self.recipe.evaluate_every == 0 or epoch + 1 == self.recipe.epochs:
                 figures |= self.evaluate()
             self._finish_epoch(epoch, figures, speed)
@@ -170,6 +176,13 @@ class Trainer:
         self._stepper.zero_grad()
         self.average.update(self.model)
         return losses
+
+    def _share_statistics(self) -> None:
+        """Give every process the running statistics of the first, where batch norm is not synchronised."""
+        if self.accelerator.num_processes > 1:
+            for module in (self.model, self.average.model):
+                for buffer in module.buffers():
+                    torch.distributed.broadcast(buffer, src=0)
 
     def _report(self, losses: dict[str, float], progress: Progress) -> None:
         values = losses | (self.distiller.metrics() if self.distiller is not None else {})

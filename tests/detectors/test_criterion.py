@@ -293,7 +293,7 @@ def test_a_non_finite_prediction_raises_and_a_non_finite_loss_stays():
     outputs["dn_outputs"][1]["pred_logits"] = outputs["dn_outputs"][1]["pred_logits"] * math.nan
     losses = Criterion(CLASSES)(outputs, targets)
     assert losses["loss_mal_dn_1"].isnan()
-    with pytest.raises(NonFiniteError, match=r"1 of 37 losses are not finite: loss_mal_dn_1 = nan\."):
+    with pytest.raises(NonFiniteError, match=r"1 of 37 losses of this batch are not finite: loss_mal_dn_1 = nan\."):
         check_finite(losses)
 
 

@@ -39,7 +39,7 @@ def test_a_small_run_with_the_packaged_teacher_leaves_its_pictures(data: Path, t
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--model", "rtdetrv4_z"], "unknown recipe 'rtdetrv4_z'; nearest: rtdetrv4_"),
+        (["--model", "rtdetrv4_z"], "unknown model 'rtdetrv4_z'; nearest: rtdetrv4_"),
         (["--teacher", "dinov3_vitb14"], "unknown teacher 'dinov3_vitb14'; nearest: dinov3_vitb16"),
         (["--data", "nowhere"], "nowhere"),
         (["--input-size", "100"], "100 is not a multiple of 32; the nearest that work: 96 and 128"),

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import vfmdistill
-from detectors.training import Recipe, Trainer, assemble, recipe_for, snapshot
+from detectors.training import Recipe, Trainer, assemble, checkpoint, recipe_for, snapshot
 
 STEPS = 3  # of an epoch: 13 images in batches of 4
 
@@ -56,7 +56,7 @@ def tiny_recipe(data: Path | str, output: Path | str, **overrides: Any) -> Recip
 
 
 def _kill_at(moment: str, count: int) -> None:
-    """Arrange for the process to be killed at the n-th step, or while the n-th checkpoint is being written."""
+    """Arrange for the process to be killed at the n-th step, file, checkpoint or save."""
 
     def counted(function: Any, before: bool) -> Any:
         calls = 0
@@ -75,11 +75,11 @@ def _kill_at(moment: str, count: int) -> None:
 
     if moment == "step":
         Trainer._train_step = counted(Trainer._train_step, before=False)  # type: ignore[method-assign]
-    elif moment == "checkpoint":  # some of its files are on disk then
-        from detectors.training import checkpoint
-
+    elif moment == "file":  # a part of a checkpoint is on disk then
         checkpoint.save_file = counted(checkpoint.save_file, before=False)
-    elif moment == "save":  # the epoch's metrics are written, its checkpoint is not
+    elif moment == "checkpoint":  # it is complete, but older ones are still there
+        snapshot.write_checkpoint = counted(snapshot.write_checkpoint, before=False)
+    elif moment == "save":  # the epoch's metrics are written, its checkpoints are not
         snapshot.save = counted(snapshot.save, before=True)
     else:
         raise ValueError(moment)
@@ -95,6 +95,7 @@ if __name__ == "__main__":
         trainer.fit()
     if dump:
         tensors = {**trainer.model.state_dict(), **dict(trainer.distiller.named_parameters())}  # type: ignore[union-attr]
+        tensors |= {f"ema.{key}": value for key, value in trainer.average.model.state_dict().items()}
         tensors["weight"] = torch.tensor(trainer.distiller.weight, dtype=torch.float64)  # type: ignore[union-attr]
         tensors["AP"] = torch.tensor(trainer.figures["AP"], dtype=torch.float64)
         save_file(

@@ -597,3 +597,10 @@ def test_one_teacher_serves_two_students(student: Classifier) -> None:
 def test_the_share_needs_no_distiller(student: Classifier) -> None:
     student(IMAGES).sum().backward()
     assert 0 < gradient_share(student.body.parameters(), student.parameters()).item() < 100
+
+
+def test_a_wrong_input_range_and_a_student_without_parameters_show_at_attach() -> None:
+    with pytest.raises(InputError, match="input_range='unti' is not known"):
+        vfmdistill.attach(nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 32, 32), tap="", input_range="unti")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="nothing to distil into"):
+        vfmdistill.attach(nn.ReLU(), nn.Conv2d(3, 4, 32, 32), tap="", probe=torch.zeros(1, 3, 64, 64))

@@ -12,7 +12,7 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
     tensors = {"model": {"a": torch.randn(3, 4), "b": torch.tensor(7)}, "ema": {"a": torch.randn(2).double()}}
     path = checkpoint.write_checkpoint(tmp_path, "epoch_0001", tensors, {"share": 0.1 + 0.2, "epoch": 1})
     read, state = checkpoint.read_checkpoint(path)
-    assert state == {"share": 0.1 + 0.2, "epoch": 1}
+    assert state == {"format": 1, "parts": ["ema", "model"], "share": 0.1 + 0.2, "epoch": 1}
     for part, values in tensors.items():
         assert read[part].keys() == values.keys()
         assert all(torch.equal(read[part][key], value) for key, value in values.items())
@@ -34,13 +34,13 @@ def test_a_failed_write_leaves_nothing_and_keeps_the_older(tmp_path: Path, monke
 
 def test_newest_ignores_what_is_unfinished_or_not_a_checkpoint(tmp_path: Path) -> None:
     assert checkpoint.newest_checkpoint(tmp_path / "nowhere") is None
-    for name in ("epoch_0009", "epoch_0010", ".unfinished_epoch_0011", "best_0012"):
+    for name in ("epoch_9999", "epoch_10000", ".unfinished_epoch_0011", "best_0012"):
         (tmp_path / name).mkdir()
     newest = checkpoint.newest_checkpoint(tmp_path)
     assert newest is not None
-    assert newest.name == "epoch_0010"
+    assert newest.name == "epoch_10000"
     checkpoint.prune_checkpoints(tmp_path, keep=1)
-    assert not (tmp_path / "epoch_0009").exists()
+    assert not (tmp_path / "epoch_9999").exists()
     assert (tmp_path / "best_0012").exists()
 
 
@@ -49,6 +49,9 @@ def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     file = path / "m.safetensors"
     file.write_bytes(file.read_bytes()[:-50])
     with pytest.raises(InputError, match="epoch_0001 is not a complete checkpoint"):
+        checkpoint.read_checkpoint(path)
+    file.unlink()
+    with pytest.raises(InputError, match=r"not a complete checkpoint: .*m\.safetensors"):
         checkpoint.read_checkpoint(path)
 
 

@@ -76,6 +76,13 @@ def test_unknown_field_and_model_name_the_nearest() -> None:
         recipe_for("rtdetrv4_s", epoch=3)
     with pytest.raises(UnknownNameError, match="rtdetrv4_s"):
         recipe_for("rtdetrv4s")
+    with pytest.raises(InputError, match="no published recipe for 'dfine_n' yet; there is one for rtdetrv4_n"):
+        recipe_for("dfine_n")
+
+
+def test_a_flag_is_no_share() -> None:
+    with pytest.raises(InputError, match="rho: must be a number, 'auto' or 'fixed'"):
+        recipe_for("rtdetrv4_s", rho=False)  # what YAML makes of `rho: off`
 
 
 def test_window_and_stages_that_cannot_be() -> None:

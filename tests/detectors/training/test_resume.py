@@ -44,9 +44,20 @@ def undisturbed(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return files(output)
 
 
-# in the first epoch; in the middle of later ones, also the plain last one; half-way through a checkpoint; before it
-@pytest.mark.parametrize("kill_at", [["step", 2], ["step", 5], ["step", 8], ["checkpoint", 3], ["save", 2]])
-def test_killed_and_resumed(toy: Path, tmp_path: Path, undisturbed: dict[str, bytes], kill_at: list[Any]) -> None:
+MOMENTS = [
+    ("step", 2),  # in the first epoch, before there is any checkpoint
+    ("step", 5),
+    ("step", 8),  # in the last, plain epoch
+    ("file", 3),
+    ("file", 8),
+    ("checkpoint", 1),
+    ("checkpoint", 3),
+    ("save", 2),
+]
+
+
+@pytest.mark.parametrize("kill_at", MOMENTS, ids=lambda moment: f"{moment[0]} {moment[1]}")
+def test_killed_and_resumed(toy: Path, tmp_path: Path, undisturbed: dict[str, bytes], kill_at: tuple[str, int]) -> None:
     assert run(toy, tmp_path, kill_at=kill_at) == -signal.SIGKILL
     assert run(toy, tmp_path, resume=True) == 0
     ours = files(tmp_path)
@@ -87,6 +98,26 @@ def test_checkpoint_of_other_classes_is_refused(toy: Path, tmp_path: Path) -> No
         (other / f"instances_{split}.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"classes: the checkpoint has .* the data .*zeppelin"):
         assemble(tiny_recipe(other, tmp_path / "run", epochs=1, plain_epochs=0, resume=True))
+
+
+def test_other_images_do_not_continue_a_run(toy: Path, tmp_path: Path) -> None:
+    with assemble(tiny_recipe(toy, tmp_path / "run", epochs=1, plain_epochs=0)) as trainer:
+        trainer.fit()
+    fewer = tmp_path / "fewer"
+    fewer.mkdir()
+    (fewer / "images").symlink_to(toy / "images")
+    content = json.loads((toy / "instances_train.json").read_text())
+    gone = content["images"].pop()["id"]
+    content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] != gone]
+    (fewer / "instances_train.json").write_text(json.dumps(content))
+    (fewer / "instances_val.json").write_text((toy / "instances_val.json").read_text())
+    with pytest.raises(InputError, match="data: the training images or boxes are others than the checkpoint's"):
+        assemble(tiny_recipe(fewer, tmp_path / "run", epochs=1, plain_epochs=0, resume=True))
+
+
+def test_resuming_in_a_folder_that_is_not_there(toy: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nothing to resume"):
+        assemble(tiny_recipe(toy, tmp_path / "nowhere", resume=True))
 
 
 def test_resuming_what_has_ended_changes_nothing(toy: Path, tmp_path: Path) -> None:
