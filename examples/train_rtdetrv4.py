@@ -42,7 +42,7 @@ DEMO = {
     "ema_warmup_steps": 100,
     "rho": "auto",
 }
-DEMO_IMAGES = {"train_images": 800, "val_images": 80, "image_size": 160}
+DEMO_IMAGES = {"train_images": 640, "val_images": 80, "image_size": 160}
 SHOWN = 4  # validation images in the pictures
 
 

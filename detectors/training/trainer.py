@@ -37,7 +37,8 @@ class Trainer:
 
     `fit()` leaves in `recipe.output`: `checkpoints/epoch_NNNN` (the newest few), `checkpoints/best_NNNN`,
     `metrics.jsonl` and TensorBoard files. `trainer.average.model` is the averaged model that is evaluated. As a context
-    manager, or by `close()`, it detaches the distiller.
+    manager, or by `close()`, it detaches the distiller. Losses in the metrics are means over the batches of the first
+    process; λ, share and the COCO figures are those of all processes.
 
     Args:
         recipe: the settings.
