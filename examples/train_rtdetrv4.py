@@ -33,6 +33,7 @@ DEMO = {
     "batch_size": 8,
     "workers": 1,
     "epochs": 6,
+    "evaluate_every": 2,
     "augment": False,
     "num_queries": 60,
     "num_denoising": 60,
