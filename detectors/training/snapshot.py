@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +57,7 @@ def save(trainer: Trainer, *, improved: bool) -> None:
         "class_names": trainer.model.class_names,
         "category_ids": trainer.category_ids,
         "recipe": trainer.recipe.model_dump(mode="json"),
-        "data": data_digest(trainer),
+        "data": trainer.data_digest,
         "processes": trainer.accelerator.num_processes,
         "epoch": epoch,
         "step": trainer.step,
@@ -129,11 +128,6 @@ def restore(trainer: Trainer, path: Path) -> None:
     trainer.best, trainer.figures = state["best"], state["figures"]
 
 
-def data_digest(trainer: Trainer) -> str:
-    """Return a digest of the training split's annotation file: with other images a run would not go on, but change."""
-    return hashlib.sha256(trainer.train_loader.data.annotation_file.read_bytes()).hexdigest()
-
-
 def _check_fits(trainer: Trainer, state: dict[str, Any], path: Path) -> None:
     problems = []
     if (stored := state["class_names"]) != (given := trainer.model.class_names):
@@ -146,7 +140,7 @@ def _check_fits(trainer: Trainer, state: dict[str, Any], path: Path) -> None:
             problems.append(f"{key}: the checkpoint has {stored!r}, now {now.get(key)!r}")
     if (stored := state["processes"]) != (given := trainer.accelerator.num_processes):
         problems.append(f"processes: the checkpoint has {stored}, now {given}")
-    if state["data"] != data_digest(trainer):
+    if state["data"] != trainer.data_digest:
         problems.append("data: the training images or boxes are others than the checkpoint's")
     if problems:
         raise InputError(

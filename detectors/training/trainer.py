@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -69,6 +70,8 @@ class Trainer:
         self.model, self.criterion = model, criterion
         self.val_data, self.category_ids = val_data, val_data.category_ids
         self.checkpoints = recipe.output / snapshot.FOLDER
+        # With other images or boxes a resumed run would not go on, but change.
+        self.data_digest = hashlib.sha256(train_data.annotation_file.read_bytes()).hexdigest()
         self.train_loader = TrainLoader(train_data, recipe, accelerator)
         self.val_loader = val_loader(val_data, recipe, accelerator)
         self.evaluator = CocoEvaluator(val_data.annotation_file, val_data.category_ids)

@@ -119,6 +119,7 @@ def test_inference_mode_does_not_spoil_training(model: Detector) -> None:
     with torch.inference_mode():
         model(images(1, 64, 64))
     model.train()(images(2, 64, 64), TARGETS)["pred_boxes"].sum().backward()
+    assert all(parameter.grad is not None for parameter in model.encoder.aifi.parameters())
 
 
 def test_is_its_own_adapter(model: Detector) -> None:
