@@ -9,8 +9,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import detectors
-from detectors.checkpoints import load_reference_checkpoint, read_tensors, reference_key
+from detectors.checkpoints import load_reference_checkpoint, read_tensors
 from detectors.detector import Detector
+from detectors.key_maps import reference_key
 from vfmdistill.errors import WeightsError
 
 OPTIONS: dict[str, Any] = {"decoder_layers": 2, "num_denoising": 5}

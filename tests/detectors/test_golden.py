@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import detectors
-from detectors.checkpoints import reference_key
 from detectors.detector import Detector
+from detectors.key_maps import reference_key
 from vfmdistill.injector import SemanticInjector
 
 TARGETS = [
