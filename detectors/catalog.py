@@ -1,6 +1,7 @@
 """The table of detectors: every name and the settings behind it.
 
-Settings are those of the authors: D-FINE (arXiv 2410.13842), DEIM (arXiv 2412.04234), RT-DETRv4 (arXiv 2510.25257).
+Settings are those of the authors: RT-DETR (arXiv 2304.08069), RT-DETRv2 (arXiv 2407.17140), D-FINE (arXiv 2410.13842),
+DEIM (arXiv 2412.04234), RT-DETRv4 (arXiv 2510.25257).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from detectors.input_size import InputSize
 from vfmdistill.errors import InputError, unknown_name
 
 
@@ -19,7 +21,8 @@ class DetectorSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    family: Literal["rtdetrv4", "deim", "dfine"]
+    family: Literal["rtdetrv4", "deim", "dfine", "rtdetr", "rtdetrv2", "deim_rtdetrv2"]
+    input_size: InputSize = Field((640, 640), description="height and width of the images, multiples of 32")
 
     backbone: str = Field(description="timm model and, behind the dot, the name of its ImageNet weights")
     backbone_stages: tuple[int, ...] = Field((1, 2, 3), description="stages whose maps are used, fine to coarse")
@@ -34,17 +37,22 @@ class DetectorSpec(BaseModel):
     encoder_expansion: float = Field(1.0, gt=0, description="relative width of the fusion blocks")
     encoder_depth: float = Field(1.0, gt=0, description="relative depth of the fusion blocks")
 
+    decoder: Literal["dfine", "rtdetr"] = Field("dfine", description="edge distributions, or plain boxes")
     decoder_dim: int = Field(256, gt=0, description="width of the queries")
     decoder_heads: int = Field(8, gt=0)
     decoder_feedforward: int = Field(1024, gt=0)
     decoder_layers: int = Field(6, ge=1)
     decoder_eval_index: int = Field(-1, description="the layer that answers outside training")
     decoder_points: tuple[int, ...] = Field((3, 6, 3), description="sampling points on each map")
+    decoder_position_widths: tuple[int, ...] = Field(
+        (2,), description="hidden widths of the perceptron that embeds boxes, in units of decoder_dim"
+    )
     activation: Literal["relu", "silu"] = Field("silu", description="of the decoder and its heads")
     num_queries: int = Field(300, ge=1)
     num_denoising: int = Field(100, ge=0, description="denoising queries; 0 for none")
     label_noise: float = Field(0.5, ge=0, le=1)
     box_noise: float = Field(1.0, ge=0)
+    denoising_flip: bool = Field(True, description="noisy boxes turned inside out are turned back")
     reg_max: int = Field(32, ge=4, multiple_of=2, description="number of the last bin of the edge distributions")
     reg_scale: float = Field(4.0, gt=0, description="curvature of the bins' offsets")
 
@@ -115,6 +123,12 @@ _X: dict[str, Any] = {
     "encoder_dim": 384, "encoder_feedforward": 2048, "reg_scale": 8.0,
 }  # fmt: skip
 
+_R18: dict[str, Any] = {"backbone": "resnet18d.ra4_e3600_r224_in1k", "encoder_expansion": 0.5, "decoder_layers": 3}
+_R34: dict[str, Any] = {"backbone": "resnet34d.ra2_in1k", "encoder_expansion": 0.5, "decoder_layers": 4}
+_R50: dict[str, Any] = {"backbone": "resnet50d.ra2_in1k"}
+_R50_M: dict[str, Any] = {**_R50, "encoder_expansion": 0.5, "decoder_eval_index": 2}
+_R101: dict[str, Any] = {"backbone": "resnet101d.ra2_in1k", "encoder_dim": 384, "encoder_feedforward": 2048}
+
 _RTDETRV4: dict[str, Any] = {"family": "rtdetrv4"}
 _DEIM: dict[str, Any] = {"family": "deim"}
 _DFINE: dict[str, Any] = {
@@ -122,6 +136,18 @@ _DFINE: dict[str, Any] = {
     "classification": "vfl", "gamma": 2.0, "alpha": 0.75,
 }  # fmt: skip
 _FROZEN: dict[str, Any] = {"backbone_freeze_norms": True, "backbone_freeze_stem": True}
+_BOXES: dict[str, Any] = {
+    "encoder_fusion": "csp",
+    "decoder": "rtdetr",
+    "decoder_points": (4, 4, 4),
+    "union_matching": False,
+}
+_RTDETRV2: dict[str, Any] = {
+    "family": "rtdetrv2", "activation": "relu", **_BOXES,
+    "classification": "vfl", "gamma": 2.0, "alpha": 0.75,
+}  # fmt: skip
+_RTDETR: dict[str, Any] = {**_RTDETRV2, "family": "rtdetr", "denoising_flip": False}
+_DEIM_RTDETRV2: dict[str, Any] = {"family": "deim_rtdetrv2", "decoder_position_widths": (1, 1), **_BOXES}
 
 CATALOG: dict[str, DetectorSpec] = {
     spec.name: spec
@@ -141,6 +167,21 @@ CATALOG: dict[str, DetectorSpec] = {
         DetectorSpec(name="dfine_m", **_DFINE, **_M),
         DetectorSpec(name="dfine_l", **_DFINE, **_L, **_FROZEN),
         DetectorSpec(name="dfine_x", **_DFINE, **_X, **_FROZEN),
+        DetectorSpec(name="rtdetrv2_r18", **_RTDETRV2, **_R18),
+        DetectorSpec(name="rtdetrv2_r34", **_RTDETRV2, **_R34),
+        DetectorSpec(name="rtdetrv2_r50_m", **_RTDETRV2, **_R50_M, **_FROZEN),
+        DetectorSpec(name="rtdetrv2_r50", **_RTDETRV2, **_R50, **_FROZEN),
+        DetectorSpec(name="rtdetrv2_r101", **_RTDETRV2, **_R101, **_FROZEN),
+        DetectorSpec(name="rtdetr_r18", **_RTDETR, **_R18),
+        DetectorSpec(name="rtdetr_r34", **_RTDETR, **_R34),
+        DetectorSpec(name="rtdetr_r50_m", **_RTDETR, **_R50_M, **_FROZEN),
+        DetectorSpec(name="rtdetr_r50", **_RTDETR, **_R50, **_FROZEN),
+        DetectorSpec(name="rtdetr_r101", **_RTDETR, **_R101, **_FROZEN),
+        DetectorSpec(name="deim_rtdetrv2_r18", **_DEIM_RTDETRV2, **_R18),
+        DetectorSpec(name="deim_rtdetrv2_r34", **_DEIM_RTDETRV2, **_R34),
+        DetectorSpec(name="deim_rtdetrv2_r50_m", **_DEIM_RTDETRV2, **_R50_M, decoder_layers=3),
+        DetectorSpec(name="deim_rtdetrv2_r50", **_DEIM_RTDETRV2, **_R50),
+        DetectorSpec(name="deim_rtdetrv2_r101", **_DEIM_RTDETRV2, **_R101),
     )
 }
 

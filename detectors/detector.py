@@ -9,14 +9,15 @@ from torch import Tensor, nn
 
 from detectors.adapters import aifi_map, aifi_taps
 from detectors.catalog import DetectorSpec
-from detectors.decoders.dfine import DFINEDecoder, Targets
+from detectors.decoders.dfine import DFINEDecoder
+from detectors.decoders.prediction import Targets
+from detectors.decoders.rtdetr import RTDETRDecoder
 from detectors.hybrid_encoder import HybridEncoder
+from detectors.input_size import check_input_size
 from vfmdistill.errors import InputError
 
 if TYPE_CHECKING:
     from vfmdistill.adapters.protocol import Tap
-
-STRIDE = 32
 
 
 class Detector(nn.Module):
@@ -33,13 +34,15 @@ class Detector(nn.Module):
 
     Attributes:
         category_ids: the data set's id of each class, if the detector was trained on one.
+        license: licence of the weights, as an SPDX identifier where there is one; None while it is unknown.
+        deployed: made by `detectors.deploy`: for inference only.
     """
 
     def __init__(
         self,
         backbone: nn.Module,
         encoder: HybridEncoder,
-        decoder: DFINEDecoder,
+        decoder: DFINEDecoder | RTDETRDecoder,
         *,
         spec: DetectorSpec,
         class_names: Sequence[str] | None = None,
@@ -49,11 +52,25 @@ class Detector(nn.Module):
         self.spec = spec
         self.class_names = None if class_names is None else list(class_names)
         self.category_ids: list[int] | None = None
+        self.license: str | None = None
+        self.deployed = False
 
     @property
     def num_classes(self) -> int:
         """Number of classes, the last dimension of the logits."""
         return self.decoder.num_classes
+
+    def train(self, mode: bool = True) -> Detector:
+        """Set training or evaluation mode.
+
+        Raises:
+            InputError: training mode of a deployed detector.
+        """
+        if mode and self.deployed:
+            raise InputError(
+                "a deployed detector cannot be trained: its norms are folded in; train the one it came from."
+            )
+        return super().train(mode)
 
     def forward(self, images: Tensor, targets: Targets | None = None) -> dict[str, Any]:
         """Detect objects.
@@ -65,7 +82,8 @@ class Detector(nn.Module):
 
         Returns:
             `pred_logits` (N, Q, num_classes) and `pred_boxes` (N, Q, 4), cxcywh in [0, 1]; in training also what the
-            criterion needs, see `DFINEDecoder.forward`. Q is at most the number of cells of all maps.
+            criterion needs, see `DFINEDecoder.forward` and `RTDETRDecoder.forward`. Q is at most the number of cells
+            of all maps.
 
         Raises:
             InputError: `images` has another shape or dtype, or there are not as many targets.
@@ -90,14 +108,4 @@ def _check_images(images: Tensor) -> None:
         raise InputError(f"images must have the shape (N, 3, H, W), got {tuple(images.shape)}.")
     if not images.is_floating_point():
         raise InputError(f"images must hold RGB in [0, 1] as floating point, got {images.dtype}; divide by 255.")
-    height, width = images.shape[2:]
-    if height % STRIDE or width % STRIDE:
-        below, above = (tuple(_multiple(side, up) for side in (height, width)) for up in (False, True))
-        raise InputError(
-            f"images of {height} × {width}: height and width must be divisible by {STRIDE}. The nearest sizes that "
-            f"work: {below[0]} × {below[1]} and {above[0]} × {above[1]}."
-        )
-
-
-def _multiple(side: int, up: bool) -> int:
-    return max(STRIDE, (side + (STRIDE - 1 if up else 0)) // STRIDE * STRIDE)
+    check_input_size(tuple(images.shape[2:]))

@@ -11,6 +11,7 @@ from torch import nn
 from detectors.backbones import build_backbone
 from detectors.catalog import DetectorSpec, detector_spec
 from detectors.decoders.dfine import DFINEDecoder
+from detectors.decoders.rtdetr import RTDETRDecoder
 from detectors.detector import Detector
 from detectors.hybrid_encoder import HybridEncoder
 from detectors.losses.criterion import Criterion
@@ -63,23 +64,7 @@ def build(
         expansion=spec.encoder_expansion,
         depth=spec.encoder_depth,
     )
-    decoder = DFINEDecoder(
-        [spec.encoder_dim] * len(spec.backbone_stages),
-        num_classes,
-        dim=spec.decoder_dim,
-        num_heads=spec.decoder_heads,
-        feedforward=spec.decoder_feedforward,
-        num_layers=spec.decoder_layers,
-        eval_index=spec.decoder_eval_index,
-        num_points=spec.decoder_points,
-        num_queries=spec.num_queries,
-        num_denoising=spec.num_denoising,
-        label_noise=spec.label_noise,
-        box_noise=spec.box_noise,
-        reg_max=spec.reg_max,
-        reg_scale=spec.reg_scale,
-        activation=ACTIVATIONS[spec.activation],
-    )
+    decoder = _build_decoder(spec, num_classes)
     return Detector(backbone, encoder, decoder, spec=spec, class_names=class_names)
 
 
@@ -111,6 +96,28 @@ def build_criterion(name: str | DetectorSpec, num_classes: int, **overrides: Any
         reg_max=spec.reg_max,
         union_matching=spec.union_matching,
     )
+
+
+def _build_decoder(spec: DetectorSpec, num_classes: int) -> DFINEDecoder | RTDETRDecoder:
+    in_channels = [spec.encoder_dim] * len(spec.backbone_stages)
+    common: dict[str, Any] = {
+        "dim": spec.decoder_dim,
+        "num_heads": spec.decoder_heads,
+        "feedforward": spec.decoder_feedforward,
+        "num_layers": spec.decoder_layers,
+        "eval_index": spec.decoder_eval_index,
+        "num_points": spec.decoder_points,
+        "num_queries": spec.num_queries,
+        "num_denoising": spec.num_denoising,
+        "label_noise": spec.label_noise,
+        "box_noise": spec.box_noise,
+        "flip": spec.denoising_flip,
+        "position_widths": spec.decoder_position_widths,
+        "activation": ACTIVATIONS[spec.activation],
+    }
+    if spec.decoder == "rtdetr":
+        return RTDETRDecoder(in_channels, num_classes, **common)
+    return DFINEDecoder(in_channels, num_classes, reg_max=spec.reg_max, reg_scale=spec.reg_scale, **common)
 
 
 def _count_classes(num_classes: int | None, class_names: Sequence[str] | None) -> int:

@@ -95,3 +95,23 @@ class DeformableAttention(nn.Module):
         locations = centre + at_least_float32(offsets) * self.point_scale * size * self.reach
         weights = at_least_float32(weights).softmax(dim=-1)
         return sample(values, locations, weights, self.num_points).to(queries.dtype)
+
+
+class ProjectedDeformableAttention(DeformableAttention):
+    """The same with projections of values and output, as in Deformable DETR and RT-DETR; takes the maps themselves."""
+
+    def __init__(self, dim: int, num_heads: int, num_points: Sequence[int], reach: float = 0.5) -> None:
+        super().__init__(dim, num_heads, num_points, reach)
+        self.value_projection = nn.Linear(dim, dim)
+        self.output_projection = nn.Linear(dim, dim)
+        for projection in (self.value_projection, self.output_projection):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+    def forward(self, queries: Tensor, boxes: Tensor, values: Sequence[Tensor]) -> Tensor:
+        """Return what each query reads: as above, but `values` are the maps, shape (N, dim, h, w) each."""
+        # A linear layer on every cell is a 1 × 1 convolution, which spares maps the way to tokens and back.
+        kernel = self.value_projection.weight[:, :, None, None]
+        projected = [F.conv2d(x, kernel, self.value_projection.bias) for x in values]
+        out: Tensor = self.output_projection(super().forward(queries, boxes, split_heads(projected, self.num_heads)))
+        return out

@@ -35,6 +35,7 @@ def contrastive_denoising(
     num_denoising: int = 100,
     label_noise: float = 0.5,
     box_noise: float = 1.0,
+    flip: bool = True,
 ) -> DenoisingQueries | None:
     """Make groups of noisy copies of the objects of each image, which the decoder learns to restore or to reject.
 
@@ -52,6 +53,8 @@ def contrastive_denoising(
         num_denoising: how many positive queries an image shall have: groups = num_denoising // M, at least one.
         label_noise: twice the probability that a label is drawn anew.
         box_noise: see above; 0 leaves the boxes as they are.
+        flip: edges that passed each other are swapped; False: such a box gets the smallest width or height, as in
+            RT-DETR's first version.
 
     Returns:
         The queries; None if no image has an object or `num_denoising` is 0.
@@ -71,7 +74,7 @@ def contrastive_denoising(
         new_labels = torch.randint_like(labels, num_classes)
         labels = torch.where(drawn_anew & (labels != num_classes), new_labels, labels)
     if box_noise > 0:
-        boxes = _shift_edges(boxes, largest, box_noise)
+        boxes = _shift_edges(boxes, largest, box_noise, flip)
 
     # (groups, M): where in the sequence the positive copy of each object stands
     slots = torch.arange(groups * 2 * largest, device=boxes.device).view(groups, 2, largest)[:, 0]
@@ -87,7 +90,29 @@ def contrastive_denoising(
     )
 
 
-def _shift_edges(boxes: Tensor, largest: int, box_noise: float) -> Tensor:
+def prepend(
+    noisy: DenoisingQueries | None, content: Tensor, box_logits: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Put denoising queries before the matching queries.
+
+    Args:
+        noisy: D denoising queries for each image, or None.
+        content: of the Q matching queries, shape (N, Q, C).
+        box_logits: their boxes as logits, shape (N, Q, 4).
+
+    Returns:
+        Content (N, D + Q, C), box logits (N, D + Q, 4) and attention mask; as they were and None without denoising.
+    """
+    if noisy is None:
+        return content, box_logits, None
+    return (
+        torch.cat([noisy.content.to(content.dtype), content], dim=1),
+        torch.cat([noisy.boxes_unactivated.to(box_logits.dtype), box_logits], dim=1),
+        noisy.attention_mask,
+    )
+
+
+def _shift_edges(boxes: Tensor, largest: int, box_noise: float, flip: bool) -> Tensor:
     sign = torch.randint_like(boxes, 2) * 2 - 1
     shift = torch.rand_like(boxes)
     # Of each group's 2 · M queries the second half is negative.
@@ -95,9 +120,9 @@ def _shift_edges(boxes: Tensor, largest: int, box_noise: float) -> Tensor:
     shift = shift + negative[:, None]
     reach = 0.5 * box_noise * boxes[..., 2:].tile(1, 1, 2)
     edges: Tensor = box_convert(boxes, "cxcywh", "xyxy") + sign * shift * reach
-    # Edges that passed each other leave a negative size: the box between them is meant.
     shifted: Tensor = box_convert(edges.clamp(0, 1), "xyxy", "cxcywh")
-    return shifted.abs()
+    # Edges that passed each other leave a negative size, which the logit would draw up to its smallest.
+    return shifted.abs() if flip else shifted
 
 
 def _attention_mask(groups: int, group_size: int, num_queries: int, device: torch.device) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any, cast
 
@@ -10,19 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from detectors.conv_blocks import Activation, ConvNorm
-from detectors.decoders.deformable_attention import split_heads
-from detectors.decoders.denoising import DenoisingQueries, contrastive_denoising
+from detectors.decoders.deformable_attention import DeformableAttention, split_heads
+from detectors.decoders.denoising import contrastive_denoising, prepend
 from detectors.decoders.distribution import distances_to_boxes, weighting_function
-from detectors.decoders.layers import MLP, DecoderLayer
+from detectors.decoders.layers import MLP, DecoderLayer, Gate
 from detectors.decoders.precision import at_least_float32
+from detectors.decoders.prediction import Prediction, Targets, split_queries
 from detectors.decoders.query_selection import QuerySelection, prior_bias
-
-Targets = Sequence[Mapping[str, Tensor]]
-
-
-# What one layer says about its queries: `pred_logits` (N, Q, num_classes) and `pred_boxes` (N, Q, 4), cxcywh; refined
-# ones also `pred_corners` (N, Q, 4 · (reg_max + 1)) and `ref_points` (N, Q, 4), from which the edges are measured.
-Prediction = dict[str, Tensor]
 
 
 class LocationQuality(nn.Module):
@@ -80,6 +74,8 @@ class DFINEDecoder(nn.Module):
         num_denoising: denoising queries in training; 0 for none, then no class embedding is made either.
         label_noise: see `contrastive_denoising`.
         box_noise: see `contrastive_denoising`.
+        flip: see `contrastive_denoising`.
+        position_widths: hidden widths of the perceptron that embeds boxes, in units of `dim`.
         reg_max: number of the last bin of the edge distributions.
         reg_scale: curvature of the bins' offsets.
         activation: class of all activations.
@@ -100,6 +96,8 @@ class DFINEDecoder(nn.Module):
         num_denoising: int = 100,
         label_noise: float = 0.5,
         box_noise: float = 1.0,
+        flip: bool = True,
+        position_widths: Sequence[int] = (2,),
         reg_max: int = 32,
         reg_scale: float = 4.0,
         activation: Activation = nn.SiLU,
@@ -107,7 +105,7 @@ class DFINEDecoder(nn.Module):
         super().__init__()
         self.num_classes, self.num_heads, self.reg_max = num_classes, num_heads, reg_max
         self.num_queries, self.num_denoising = num_queries, num_denoising
-        self.label_noise, self.box_noise = label_noise, box_noise
+        self.noise: dict[str, Any] = {"label_noise": label_noise, "box_noise": box_noise, "flip": flip}
         self.eval_index = range(num_layers)[eval_index]
 
         self.input_projections = nn.ModuleList(
@@ -117,11 +115,22 @@ class DFINEDecoder(nn.Module):
         self.denoising_embedding = (
             nn.Embedding(num_classes + 1, dim, padding_idx=num_classes) if num_denoising > 0 else None
         )
-        self.position_head = MLP(4, 2 * dim, dim, activation=activation)
+        self.position_head = MLP(4, *(factor * dim for factor in position_widths), dim, activation=activation)
         self.first_box_head = MLP(dim, dim, dim, 4, activation=activation, zero_last=True)
         self.stages = nn.ModuleList(
             Stage(
-                DecoderLayer(dim, num_heads, feedforward, num_points, activation), dim, num_classes, reg_max, activation
+                DecoderLayer(
+                    dim,
+                    num_heads,
+                    feedforward,
+                    activation,
+                    sampling=DeformableAttention(dim, num_heads, num_points),
+                    merge=Gate(dim),
+                ),
+                dim,
+                num_classes,
+                reg_max,
+                activation,
             )
             for _ in range(num_layers)
         )
@@ -132,7 +141,7 @@ class DFINEDecoder(nn.Module):
         for projection in self.input_projections:
             if isinstance(projection, ConvNorm):
                 nn.init.xavier_uniform_(projection.conv.weight)
-        for layer in self.position_head.layers:
+        for layer in self.position_head.layers[:2]:
             nn.init.xavier_uniform_(layer.get_parameter("weight"))
 
     def forward(self, features: Sequence[Tensor], targets: Targets | None = None) -> dict[str, Any]:
@@ -152,20 +161,26 @@ class DFINEDecoder(nn.Module):
         """
         maps = [project(x) for project, x in zip(self.input_projections, features, strict=True)]
         selected = self.selection(maps, self.num_queries)
-        content, box_logits = selected.content.detach(), selected.boxes.detach()
-        noisy = self._denoising_queries(targets, content.shape[1])
-        if noisy is not None:
-            content = torch.cat([noisy.content.to(content.dtype), content], dim=1)
-            box_logits = torch.cat([noisy.boxes_unactivated.to(box_logits.dtype), box_logits], dim=1)
-        first, refined = self._refine(content, box_logits, maps, None if noisy is None else noisy.attention_mask)
+        noisy = None
+        if self.training and targets is not None and self.denoising_embedding is not None:
+            noisy = contrastive_denoising(
+                targets,
+                self.num_classes,
+                selected.content.shape[1],
+                self.denoising_embedding,
+                self.num_denoising,
+                **self.noise,
+            )
+        content, box_logits, mask = prepend(noisy, selected.content.detach(), selected.boxes.detach())
+        first, refined = self._refine(content, box_logits, maps, mask)
         if not self.training:
             return {key: refined[-1][key] for key in ("pred_logits", "pred_boxes")}
 
         denoised = {}
         if noisy is not None:
-            split = noisy.meta["dn_num_split"]
-            dn_first, first = _split(first, split)
-            dn_refined, refined = zip(*(_split(prediction, split) for prediction in refined), strict=True)
+            sizes = noisy.meta["dn_num_split"]
+            dn_first, first = split_queries(first, sizes)
+            dn_refined, refined = zip(*(split_queries(prediction, sizes) for prediction in refined), strict=True)
             denoised = {
                 "dn_outputs": [_taught(prediction, dn_refined[-1]) for prediction in dn_refined],
                 "dn_pre_outputs": dn_first,
@@ -182,23 +197,13 @@ class DFINEDecoder(nn.Module):
             **denoised,
         }
 
-    def _denoising_queries(self, targets: Targets | None, num_queries: int) -> DenoisingQueries | None:
-        if not self.training or targets is None or self.denoising_embedding is None:
-            return None
-        return contrastive_denoising(
-            targets,
-            self.num_classes,
-            num_queries,
-            self.denoising_embedding,
-            self.num_denoising,
-            self.label_noise,
-            self.box_noise,
-        )
-
     def _refine(
         self, content: Tensor, box_logits: Tensor, maps: Sequence[Tensor], mask: Tensor | None
     ) -> tuple[Prediction, Sequence[Prediction]]:
-        """Return what the first layer says before refinement, and what all say (outside training: only the last)."""
+        """Return what the first layer says before refinement, and what all say.
+
+        Outside training the former is empty and only the answering layer is heard.
+        """
         values = split_heads(maps, self.num_heads)
         reg_scale = at_least_float32(self.reg_scale)
         bin_offsets = weighting_function(self.reg_max, at_least_float32(self.up), reg_scale)
@@ -213,7 +218,8 @@ class DFINEDecoder(nn.Module):
             if index == 0:
                 start = (at_least_float32(self.first_box_head(content)) + boxes.logit(eps=1e-5)).sigmoid()
                 reference_points = start.detach()
-                first = {"pred_logits": stage.score_head(content), "pred_boxes": start}
+                if self.training:
+                    first = {"pred_logits": stage.score_head(content), "pred_boxes": start}
                 corners = at_least_float32(stage.corner_head(content))
             else:
                 corners = corners + at_least_float32(stage.corner_head(content + seen))
@@ -230,11 +236,6 @@ class DFINEDecoder(nn.Module):
                 )
             boxes = new_boxes.detach()
         return first, refined
-
-
-def _split(prediction: Prediction, sizes: Sequence[int]) -> list[Prediction]:
-    parts = zip(*(torch.split(tensor, list(sizes), dim=1) for tensor in prediction.values()), strict=True)
-    return [dict(zip(prediction, part, strict=True)) for part in parts]
 
 
 def _taught(prediction: Prediction, teacher: Prediction) -> Prediction:

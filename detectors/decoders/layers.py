@@ -1,4 +1,4 @@
-"""Building blocks of the decoders: a perceptron, a gate between two streams, one decoder layer."""
+"""Building blocks of the decoders: a perceptron, two ways to merge streams, one decoder layer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from detectors.conv_blocks import Activation
-from detectors.decoders.deformable_attention import DeformableAttention
 
 
 class MLP(nn.Module):
@@ -53,25 +52,40 @@ class Gate(nn.Module):
         return out
 
 
+class AddNorm(nn.LayerNorm):
+    """Sum of two streams, normalised."""
+
+    def forward(self, kept: Tensor, new: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(kept + new)
+
+
 class DecoderLayer(nn.Module):
-    """Self-attention among queries, deformable attention to the maps through a gate, feed-forward.
+    """Self-attention among queries, sampling of the maps, feed-forward.
 
     Args:
         dim: width of the queries.
-        num_heads: heads of both attentions.
+        num_heads: heads of the self-attention.
         feedforward: hidden width of the feed-forward part.
-        num_points: sampling points per level.
         activation: class of the feed-forward part's activation.
+        sampling: takes queries, boxes and `values`, see `forward`; returns what each query reads.
+        merge: takes the queries and what they read; returns the normalised mixture.
     """
 
     def __init__(
-        self, dim: int, num_heads: int, feedforward: int, num_points: Sequence[int], activation: Activation
+        self,
+        dim: int,
+        num_heads: int,
+        feedforward: int,
+        activation: Activation,
+        *,
+        sampling: nn.Module,
+        merge: nn.Module,
     ) -> None:
         super().__init__()
         self.attention = nn.MultiheadAttention(dim, num_heads, batch_first=True)
         self.norm1 = nn.LayerNorm(dim)
-        self.sampling = DeformableAttention(dim, num_heads, num_points)
-        self.gate = Gate(dim)
+        self.sampling = sampling
+        self.merge = merge
         self.feedforward = nn.Sequential(nn.Linear(dim, feedforward), activation(), nn.Linear(feedforward, dim))
         self.norm2 = nn.LayerNorm(dim)
         for index in (0, 2):
@@ -86,13 +100,13 @@ class DecoderLayer(nn.Module):
             queries: shape (N, Q, dim).
             positions: embedding of the boxes, added where queries look for something, same shape.
             boxes: cxcywh in [0, 1], shape (N, Q, 4).
-            values: the maps as `split_heads` returns them.
+            values: the maps in the form that `sampling` reads.
             mask: which query (row) may not see which (column), bool, shape (Q, Q).
         """
         located = queries + positions
         attended, _ = self.attention(located, located, queries, attn_mask=mask, need_weights=False)
         queries = self.norm1(queries + attended)
-        queries = self.gate(queries, self.sampling(queries + positions, boxes, values))
+        queries = self.merge(queries, self.sampling(queries + positions, boxes, values))
         limit = torch.finfo(torch.float16).max  # in half precision the sum may overflow before the norm tames it
         out: Tensor = self.norm2((queries + self.feedforward(queries)).clamp(-limit, limit))
         return out

@@ -15,7 +15,8 @@ from detectors.decoders.precision import at_least_float32
 from detectors.size_cache import SizeCache
 
 PRIOR = 0.01  # how probable a class is before anything was learnt
-BORDER = 0.01  # anchors nearer to 0 or 1 than this, in any coordinate, are not used
+BORDER = 0.01  # anchors nearer to 0 or 1 than this, in any coordinate, are not usable
+FAR = 1e4  # their logit: its sigmoid is exactly 1 with a gradient of exactly 0, as of infinity, but no NaN comes of it
 
 
 def prior_bias(probability: float = PRIOR) -> float:
@@ -33,6 +34,7 @@ def grid_anchors(sizes: Sequence[tuple[int, int]], device: torch.device, size: f
 
     Returns:
         Logits of cxcywh, float32, finite, shape (T, 4), rows of the first map first; usability, bool, shape (T,).
+        Where an anchor is not usable all its logits are `FAR`: the box (1, 1, 1, 1).
     """
     levels = []
     for level, (height, width) in enumerate(sizes):
@@ -43,7 +45,7 @@ def grid_anchors(sizes: Sequence[tuple[int, int]], device: torch.device, size: f
         levels.append(torch.stack([centre_x, centre_y, side, side], dim=-1).flatten(0, 1))
     boxes = torch.cat(levels)
     usable = ((boxes > BORDER) & (boxes < 1 - BORDER)).all(dim=-1)
-    return boxes.clamp(BORDER, 1 - BORDER).logit(), usable
+    return boxes.logit().masked_fill(~usable[:, None], FAR), usable
 
 
 class Selection(NamedTuple):
@@ -58,7 +60,10 @@ class Selection(NamedTuple):
 
 
 class QuerySelection(nn.Module):
-    """Scores every cell and takes the best; cells whose anchor is too near to the border come last.
+    """Scores every cell and takes the best.
+
+    Cells whose anchor is too near to the border are seen as zero and stand for the box (1, 1, 1, 1). They take part:
+    in the published networks they are chosen where zero scores better than what was seen elsewhere.
 
     Args:
         dim: channels of the maps.
@@ -89,7 +94,7 @@ class QuerySelection(nn.Module):
         tokens = torch.cat([x.flatten(2) for x in maps], dim=2).transpose(1, 2)
         features = self.norm(self.projection(tokens * usable[:, None]))
         logits = self.score_head(features)
-        best = logits.amax(dim=-1).masked_fill(~usable, -torch.inf)
+        best = logits.amax(dim=-1)
         chosen = best.topk(min(num_queries, best.shape[1]), dim=1).indices[..., None]
 
         content = features.take_along_dim(chosen, dim=1)

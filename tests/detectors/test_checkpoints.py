@@ -77,19 +77,43 @@ def published() -> dict[str, Tensor]:
         ),
         ("decoder.stages.0.layer.norm1.weight", "decoder.decoder.layers.0.norm1.weight"),
         ("decoder.stages.0.layer.norm2.weight", "decoder.decoder.layers.0.norm3.weight"),
-        ("decoder.stages.0.layer.gate.linear.weight", "decoder.decoder.layers.0.gateway.gate.weight"),
-        ("decoder.stages.0.layer.gate.norm.weight", "decoder.decoder.layers.0.gateway.norm.weight"),
+        ("decoder.stages.0.layer.merge.linear.weight", "decoder.decoder.layers.0.gateway.gate.weight"),
+        ("decoder.stages.0.layer.merge.norm.weight", "decoder.decoder.layers.0.gateway.norm.weight"),
         ("decoder.stages.0.layer.sampling.offsets.bias", "decoder.decoder.layers.0.cross_attn.sampling_offsets.bias"),
         ("decoder.stages.0.layer.sampling.weights.bias", "decoder.decoder.layers.0.cross_attn.attention_weights.bias"),
         ("decoder.stages.0.layer.feedforward.0.weight", "decoder.decoder.layers.0.linear1.weight"),
         ("decoder.reg_scale", "decoder.reg_scale"),
+        # ResNet-vd and RT-DETR's decoder
+        ("backbone.conv1.0.weight", "backbone.conv1.conv1_1.conv.weight"),
+        ("backbone.conv1.4.running_mean", "backbone.conv1.conv1_2.norm.running_mean"),
+        ("backbone.conv1.6.weight", "backbone.conv1.conv1_3.conv.weight"),
+        ("backbone.bn1.bias", "backbone.conv1.conv1_3.norm.bias"),
+        ("backbone.layer1.0.downsample.1.weight", "backbone.res_layers.0.blocks.0.short.conv.weight"),
+        ("backbone.layer1.0.downsample.2.weight", "backbone.res_layers.0.blocks.0.short.norm.weight"),
+        ("backbone.layer4.0.downsample.1.weight", "backbone.res_layers.3.blocks.0.short.conv.conv.weight"),
+        ("backbone.layer2.0.downsample.2.bias", "backbone.res_layers.1.blocks.0.short.conv.norm.bias"),
+        ("backbone.layer3.22.conv3.weight", "backbone.res_layers.2.blocks.22.branch2c.conv.weight"),
+        ("backbone.layer3.1.bn1.running_var", "backbone.res_layers.2.blocks.1.branch2a.norm.running_var"),
+        ("encoder.bottom_up.1.main.conv.weight", "encoder.pan_blocks.1.conv1.conv.weight"),
+        ("encoder.top_down.0.leave.norm.bias", "encoder.fpn_blocks.0.conv3.norm.bias"),
+        ("decoder.stages.5.box_head.layers.2.weight", "decoder.dec_bbox_head.5.layers.2.weight"),
+        ("decoder.stages.2.layer.merge.weight", "decoder.decoder.layers.2.norm2.weight"),
+        ("decoder.stages.2.layer.norm2.bias", "decoder.decoder.layers.2.norm3.bias"),
+        (
+            "decoder.stages.1.layer.sampling.value_projection.bias",
+            "decoder.decoder.layers.1.cross_attn.value_proj.bias",
+        ),
+        (
+            "decoder.stages.1.layer.sampling.output_projection.weight",
+            "decoder.decoder.layers.1.cross_attn.output_proj.weight",
+        ),
     ],
 )
 def test_names(ours: str, theirs: str) -> None:
     assert reference_key(ours) == theirs
 
 
-@pytest.mark.parametrize("name", ["rtdetrv4_s", "dfine_x"])
+@pytest.mark.parametrize("name", ["rtdetrv4_s", "dfine_x", "rtdetr_r18", "deim_rtdetrv2_r50"])
 def test_no_two_tensors_share_a_name(name: str) -> None:
     with torch.device("meta"):
         keys = detectors.build(name, num_classes=80).state_dict().keys()

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from detectors.decoders.deformable_attention import split_heads
-from detectors.decoders.layers import MLP, DecoderLayer, Gate
+from detectors.decoders.deformable_attention import DeformableAttention, split_heads
+from detectors.decoders.layers import MLP, AddNorm, DecoderLayer, Gate
 from detectors.decoders.precision import at_least_float32
 
 
@@ -37,9 +37,18 @@ def test_gate_can_close_either_side() -> None:
     torch.testing.assert_close(gate(kept, new), F.layer_norm(kept, (6,)))
 
 
+def small_layer() -> DecoderLayer:
+    return DecoderLayer(8, 2, 16, nn.ReLU, sampling=DeformableAttention(8, 2, (1,)), merge=Gate(8)).eval()
+
+
+def test_sum_of_two_streams_is_normalised() -> None:
+    kept, new = torch.randn(2, 3, 6), torch.randn(2, 3, 6)
+    torch.testing.assert_close(AddNorm(6)(kept, new), F.layer_norm(kept + new, (6,)))
+
+
 def test_layer_hides_masked_queries() -> None:
     torch.manual_seed(0)
-    layer = DecoderLayer(8, 2, 16, (1,), nn.ReLU).eval()
+    layer = small_layer()
     values = split_heads([torch.randn(1, 8, 4, 4)], 2)
     boxes = torch.rand(1, 3, 4) * 0.5 + 0.25
     queries, positions = torch.randn(1, 3, 8), torch.randn(1, 3, 8)
@@ -53,7 +62,7 @@ def test_layer_hides_masked_queries() -> None:
 
 
 def test_layer_survives_overflow_of_half_precision() -> None:
-    layer = DecoderLayer(8, 2, 16, (1,), nn.ReLU)
+    layer = small_layer()
     nn.init.constant_(layer.feedforward[2].bias, torch.inf)
     values = split_heads([torch.randn(1, 8, 4, 4)], 2)
     out = layer(torch.randn(1, 3, 8), torch.zeros(1, 3, 8), torch.full((1, 3, 4), 0.5), values)

@@ -31,18 +31,27 @@ def test_anchors_at_the_border_are_finite_but_not_usable() -> None:
     inside = torch.zeros(80, 80, dtype=torch.bool)
     inside[1:-1, 1:-1] = True
     assert torch.equal(usable, torch.cat([inside.flatten(), torch.ones(1600, dtype=torch.bool)]))
+    assert (anchors[~usable].sigmoid() == 1).all()  # what the authors' infinite logits give
 
 
-def test_border_cells_are_not_chosen_however_they_score() -> None:
+def test_border_cells_are_seen_as_zero_and_stand_for_the_far_corner() -> None:
+    """They are chosen where zero scores best, as in the authors' networks; no gradient of theirs is NaN."""
     selection = QuerySelection(4, 1, nn.ReLU)
     selection.norm = nn.Identity()  # type: ignore[assignment]
     with torch.no_grad():
         for linear in (selection.projection, selection.score_head):
             linear.weight.copy_(torch.eye(4)[: linear.out_features])
             linear.bias.zero_()
-    selected = selection([torch.full((1, 4, 60, 60), -1.0)], num_queries=58 * 58)  # masked cells score 0, others −1
-    assert selected.logits.max() == -1
-    assert selected.boxes.isfinite().all()
+    maps = torch.full((1, 4, 60, 60), -1.0, requires_grad=True)  # zero scores 0, everything else −1
+    border = 60 * 60 - 58 * 58
+    selected = selection([maps], num_queries=border + 1)
+    assert (selected.logits[:, :border] == 0).all()
+    assert selected.logits[:, border] == -1
+    assert (selected.boxes.sigmoid()[:, :border] == 1).all()
+    assert (selected.boxes.sigmoid()[:, border] < 1).all()
+    (selected.boxes.sigmoid().sum() + selected.logits.sum()).backward()
+    assert maps.grad is not None
+    assert maps.grad.isfinite().all()
 
 
 def test_takes_the_best_cells() -> None:
