@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from detectors.backbones import build_backbone
+from detectors.key_maps import reference_key
 from vfmdistill.errors import UnknownNameError, WeightsError
 
 
@@ -25,6 +26,11 @@ def num_parameters(module: nn.Module) -> int:
         ("hgnetv2_b4", (1, 2, 3), False, 13_553_376),
         ("hgnetv2_b4", (1, 2, 3), True, 13_507_680),
         ("hgnetv2_b5", (1, 2, 3), True, 33_231_840),
+        ("resnet18d", (1, 2, 3), False, 11_199_968),
+        ("resnet34d", (1, 2, 3), False, 21_308_128),
+        ("resnet50d", (1, 2, 3), False, 23_527_264),
+        ("resnet50d", (1, 2, 3), True, 23_474_016),
+        ("resnet101d", (1, 2, 3), True, 42_413_920),
     ],
 )
 def test_number_of_parameters(name: str, stages: tuple[int, ...], freeze_norms: bool, parameters: int) -> None:
@@ -49,6 +55,54 @@ def test_frozen_norms_and_stem_do_not_change_in_training() -> None:
     assert trained == {"stages_0", "stages_1", "stages_2", "stages_3"}
 
 
+@pytest.mark.parametrize(("depth", "channels"), [(18, [128, 256, 512]), (50, [512, 1024, 2048])])
+def test_resnet_vd(depth: int, channels: list[int]) -> None:
+    """The first block of every stage has a projection, after an average pool where the stage halves the map."""
+    backbone = build_backbone(f"resnet{depth}d", (1, 2, 3), freeze_stem=True).train()
+    assert backbone.feature_info.channels() == channels
+    assert backbone.feature_info.reduction() == [8, 16, 32]
+    for stage in (1, 2, 3, 4):
+        first, *others = backbone.get_submodule(f"layer{stage}")
+        assert isinstance(first.downsample[1], nn.Conv2d)
+        assert isinstance(first.downsample[0], nn.Identity if stage == 1 else nn.AvgPool2d)
+        assert all(block.downsample is None for block in others)
+        assert all(block.bn2.weight.min() == 1 for block in (first, *others))
+    maps = backbone(torch.rand(2, 3, 64, 96))
+    assert [tuple(x.shape) for x in maps] == [
+        (2, c, 64 // s, 96 // s) for c, s in zip(channels, (8, 16, 32), strict=True)
+    ]
+    sum(x.sum() for x in maps).backward()
+    untrained = {name.split(".")[0] for name, p in backbone.named_parameters() if p.grad is None}
+    assert untrained == {"conv1", "bn1"}
+
+
+def test_weights_without_the_first_projection_keep_their_meaning(tmp_path: Path) -> None:
+    """timm's ResNet-18-d has no projection in the first stage: there it starts as the identity."""
+    torch.manual_seed(0)
+    classifier = timm.create_model("resnet18d", num_classes=10).eval()
+    save_file(classifier.state_dict(), tmp_path / "timm.safetensors")
+    backbone = build_backbone("resnet18d", (3,), pretrained=tmp_path / "timm.safetensors").eval()
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(backbone(images)[0], classifier.forward_features(images), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["resnet18d", "resnet50d", "hgnetv2_b0"])
+def test_files_under_the_authors_names(tmp_path: Path, name: str) -> None:
+    """RT-DETR's and D-FINE's own ImageNet files, as they name their tensors."""
+    source = build_backbone(name, (3,))
+    state = {reference_key(f"backbone.{key}").removeprefix("backbone."): x for key, x in source.state_dict().items()}
+    assert state.keys() != source.state_dict().keys()
+    torch.save(state, tmp_path / "authors.pth")
+    loaded = build_backbone(name, (3,), pretrained=tmp_path / "authors.pth").state_dict()
+    assert all(torch.equal(value, loaded[key]) for key, value in source.state_dict().items())
+    damaged = {key: value for key, value in state.items() if "short" not in key or "conv.weight" not in key}
+    if len(damaged) < len(state):  # half a projection is no projection
+        torch.save(damaged, tmp_path / "damaged.pth")
+        with pytest.raises(WeightsError, match="tensors are missing"):
+            build_backbone(name, (3,), pretrained=tmp_path / "damaged.pth")
+
+
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
 def test_weights_from_a_file_of_the_whole_classifier(tmp_path: Path, suffix: str) -> None:
     classifier = timm.create_model("hgnetv2_b0", num_classes=10).eval()
@@ -67,7 +121,7 @@ def test_a_file_of_another_network_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"no weights file .*nothing\.pth"):
+    with pytest.raises(WeightsError, match=r"weights file .*nothing\.pth. does not exist"):
         build_backbone("hgnetv2_b0", (3,), pretrained=str(tmp_path / "nothing.pth"))
 
 

@@ -101,7 +101,8 @@ def test_a_new_size_is_one_row() -> None:
     """A network nobody has published: ResNet-50-vd under D-FINE's encoder and a narrow RT-DETR decoder."""
     row = detector_spec("deim_rtdetrv2_r50").replace(
         input_size=(128, 192), encoder_fusion="elan", encoder_dim=96, encoder_depth=0.67, encoder_feedforward=160,
-        backbone_stages=(2, 3), decoder_dim=64, decoder_heads=4, decoder_layers=2, decoder_points=(5, 2), num_queries=24,
+        backbone_stages=(2, 3), decoder_dim=64, decoder_heads=4, decoder_layers=2, decoder_points=(5, 2),
+        num_queries=24,
     )  # fmt: skip
     changes = {name: value for name, value in row if name not in ("name", "family")}
     model = detectors.build("deim_rtdetrv2_r50", class_names=["a", "b"], **changes)
