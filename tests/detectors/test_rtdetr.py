@@ -94,11 +94,11 @@ def test_position_heads(widths: tuple[int, ...], linears: list[tuple[int, int]])
 
 
 def test_border_cells_among_the_chosen_leave_everything_finite() -> None:
-    """The outermost anchors of 104 and 52 cells a side are unusable: 14,000 queries take them all."""
-    decoder = small_decoder(num_queries=14_000, num_layers=1, eval_index=0)
-    maps = [torch.randn(1, DIM, 104, 104), torch.randn(1, 8, 52, 52)]
+    """The outermost anchors of rows of 104 and 52 cells are unusable; with queries for every cell all are taken."""
+    decoder = small_decoder(num_queries=1000, num_layers=1, eval_index=0)
+    maps = [torch.randn(1, DIM, 2, 104), torch.randn(1, 8, 1, 52)]
     outputs = decoder(maps, TARGETS[:1])
-    assert (outputs["enc_aux_outputs"][0]["pred_boxes"] == 1).all(dim=-1).sum() == 104**2 - 102**2 + 52**2 - 50**2
+    assert (outputs["enc_aux_outputs"][0]["pred_boxes"] == 1).all(dim=-1).sum() == 2 * 2 + 2 * 1
     losses = Criterion(CLASSES, classification="vfl", union_matching=False)(outputs, TARGETS[:1])
     torch.stack(list(losses.values())).sum().backward()
     assert all(loss.isfinite() for loss in losses.values())
