@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from detectors.checkpoints import read_tensors
 from detectors.key_maps import reference_key
+from detectors.state_dict import read_tensors
 from vfmdistill.errors import WeightsError, unknown_name
 
 RESNET = re.compile(r"resnet\d+d\b")

@@ -87,6 +87,11 @@ class DetectorSpec(BaseModel):
                 raise ValueError(f"{part}_dim {dim} is not divisible by {part}_heads {heads}")
         return self
 
+    def changes(self) -> dict[str, Any]:
+        """Return the fields that differ from those of the row with this name, as JSON has them."""
+        row = detector_spec(self.name).model_dump(mode="json")
+        return {field: value for field, value in self.model_dump(mode="json").items() if value != row[field]}
+
     def replace(self, **changes: Any) -> DetectorSpec:
         """Return this spec with some fields changed.
 

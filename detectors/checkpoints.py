@@ -1,140 +1,130 @@
-"""Weights from files: safely read, and the authors' checkpoints under our names."""
+"""Trained weights under our names: those of the authors, of transformers, and of our own folders."""
 
 from __future__ import annotations
 
-import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from detectors.key_maps import IGNORED, UNUSED_EMBEDDING, reference_key
+from detectors.checkpoint_sources import OUR_SCORES, Checkpoint, open_checkpoint
+from detectors.class_surgery import EMBEDDING, ClassMatch, match_classes, move_rows
+from detectors.detector import Detector
 from vfmdistill.errors import WeightsError
 
-if TYPE_CHECKING:
-    from detectors.detector import Detector
-
-# Ours that a checkpoint may lack: batch norms that were frozen in the authors' training count no steps.
+# Ours that a checkpoint may lack: batch norms that were frozen in training count no steps.
 OPTIONAL = re.compile(r"\.num_batches_tracked$")
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What `load_reference_checkpoint` did with every tensor."""
+    """What `load_reference_checkpoint` did with every tensor and every class."""
 
     loaded: tuple[str, ...]
     """Our names of the tensors that were filled."""
     ignored: dict[str, str]
-    """The authors' names of tensors that were left aside → why."""
+    """The checkpoint's names of tensors that were left aside → why."""
     kept: tuple[str, ...]
     """Our names of step counters that the checkpoint does not have; they stay as they are."""
+    classes: ClassMatch
+    """Which classes' rows come from the checkpoint, which are new, and which were dropped."""
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.loaded)} tensors filled", f"classes: {self.classes}"]
+        reasons = sorted(set(self.ignored.values()))
+        lines += [
+            f"{sum(reason == other for other in self.ignored.values())} tensors left aside: {reason}"
+            for reason in reasons
+        ]
+        if self.kept:
+            lines.append(f"{len(self.kept)} step counters of batch norms kept: the checkpoint has none")
+        return "\n".join(lines)
 
 
 @torch.no_grad()
-def load_reference_checkpoint(model: Detector, source: str | Path | Mapping[str, Any]) -> LoadReport:
-    """Fill a detector with weights of the authors' RT-DETRv4, DEIM or D-FINE.
+def load_reference_checkpoint(
+    model: Detector, source: str | Path | Mapping[str, Any], *, source_class_names: Sequence[str] | None = None
+) -> LoadReport:
+    """Fill a detector with trained weights of the same architecture; nothing is changed unless everything fits.
 
-    Nothing is changed unless everything fits.
+    Where the classes differ, the rows of a class are kept for the class of the same name, in the score heads of the
+    query selection and of every layer and in the denoising embedding; new classes keep their initial values. The
+    report names them. Names are compared as `match_classes` says: transformers' checkpoints of COCO call some classes
+    by other names ("sofa"); `source_class_names=COCO_NAMES` makes them COCO's.
+
+    A detector without class names takes over the checkpoint's, if they are distinct, and with them its category ids.
+    `model.license` becomes the licence that a folder of ours states, else None: other checkpoints do not carry one.
 
     Args:
-        model: the detector of the same name and number of classes.
-        source: a file as the authors publish it (their averaged weights are taken where it has them), or its contents,
-            or a state dict with their names.
+        model: the detector, built like the one that was trained, with any classes.
+        source: a file as the authors of RT-DETR, RT-DETRv2, D-FINE, DEIM and RT-DETRv4 publish it (their averaged
+            weights are taken where it has them), or its contents; a state dict with their names or ours; a folder of
+            transformers' RTDetr-, RTDetrV2- or DFineForObjectDetection, with safetensors; or a folder that
+            `save_pretrained` wrote.
+        source_class_names: names of the checkpoint's classes in the order of its logits. None: what a folder says; 80
+            classes of others, of which nothing is said, are COCO's in the order of their category ids.
 
     Raises:
-        WeightsError: the file cannot be read, a tensor is missing, left over or of another shape, or the number of
-            classes differs.
+        WeightsError: the source cannot be read or belongs to a detector that is built otherwise; a tensor is missing,
+            left over or of another shape; or the numbers of classes differ and it is not known which are the same.
     """
-    given = _state_dict(read_file(source) if isinstance(source, (str, Path)) else source)
+    checkpoint = open_checkpoint(source, model)
     ours = model.state_dict()
-    names = {key: reference_key(key) for key in ours}
-    missing = [name for key, name in names.items() if name not in given and not OPTIONAL.search(key)]
-    rules = IGNORED if model.decoder.denoising_embedding is not None else (*IGNORED, UNUSED_EMBEDDING)
-    ignored, left_over = _sort_out(given.keys() - set(names.values()), rules)
+    names = {key: checkpoint.names(key) for key in ours}
+    ignored = _check_names(model, checkpoint, names)
+    given = {key: tensor for key in ours if (tensor := checkpoint.get(key)) is not None}
+    class_names = checkpoint.class_names if source_class_names is None else list(source_class_names)
+    match = match_classes(model.num_classes, model.class_names, given[OUR_SCORES].numel(), class_names)
+    filled = {key: move_rows(key, tensor, ours[key], match) for key, tensor in given.items()}
+    _check_shapes(model, filled, ours, names)
+    for key, value in filled.items():
+        ours[key].copy_(value)
+    if model.class_names is None and class_names is not None and len(set(class_names)) == len(class_names):
+        model.class_names = list(class_names)
+        if model.category_ids is None and checkpoint.category_ids is not None and source_class_names is None:
+            model.category_ids = list(checkpoint.category_ids)
+    model.license = checkpoint.license
+    return LoadReport(tuple(filled), ignored, tuple(key for key in ours if key not in filled), match)
+
+
+def _check_names(model: Detector, checkpoint: Checkpoint, names: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+    """Return what the checkpoint holds beside our tensors → why it is not needed."""
+    given = checkpoint.tensors.keys()
+    missing = [name for key, parts in names.items() for name in parts if name not in given and not OPTIONAL.search(key)]
+    rules = checkpoint.ignored
+    if EMBEDDING not in names:
+        rules += tuple(
+            (f"^{re.escape(name)}$", "this detector was built without denoising queries")
+            for name in checkpoint.names(EMBEDDING)
+        )
+    ignored, left_over = {}, []
+    for name in sorted(given - {name for parts in names.values() for name in parts}):
+        reasons = [reason for pattern, reason in rules if re.search(pattern, name)]
+        if reasons:
+            ignored[name] = reasons[0]
+        else:
+            left_over.append(name)
     if missing or left_over:
         raise WeightsError(
             f"the checkpoint does not belong to {model.spec.name!r}: {len(missing)} tensors are missing "
             f"(first, in its names: {missing[:5]}), {len(left_over)} are left over (first: {left_over[:5]}). "
             "Build the detector that it was trained as."
         )
-    filled = {key: given[name] for key, name in names.items() if name in given}
-    _check_shapes(model, filled, ours)
-    for key, value in filled.items():
-        ours[key].copy_(value)
-    return LoadReport(tuple(filled), ignored, tuple(key for key in ours if key not in filled))
+    return ignored
 
 
-def read_file(path: str | Path) -> Any:
-    """Return the contents of a .safetensors file or of a torch file that holds nothing but tensors and plain values.
-
-    Raises:
-        WeightsError: there is no such file, it is damaged, or it holds code.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"there is no weights file {path}.")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise WeightsError(
-            f"{path} is damaged, or holds more than tensors and is therefore not read: {reason}"
-        ) from error
-    except Exception as error:  # safetensors and torch raise many kinds for damaged files
-        raise WeightsError(f"{path} cannot be read as a weights file: {type(error).__name__}: {error}") from error
-
-
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Return the state dict in a weights file, also where it lies under "model", "state_dict" or the like.
-
-    Raises:
-        WeightsError: the file cannot be read, or holds no state dict.
-    """
-    return _state_dict(read_file(path))
-
-
-def _state_dict(contents: Any) -> dict[str, Tensor]:
-    """Return the state dict in what a file held, averaged weights first."""
-    for keys in (("ema", "module"), ("ema",), ("model",), ("state_dict",), ()):
-        found = contents
-        for key in keys:
-            found = found.get(key) if isinstance(found, Mapping) else None
-        if isinstance(found, Mapping) and found and all(isinstance(value, Tensor) for value in found.values()):
-            return dict(found)
-    held = sorted(map(str, contents)) if isinstance(contents, Mapping) else type(contents).__name__
-    raise WeightsError(
-        f"no state dict was found: expected names with tensors, also under 'ema.module' or 'model', got {held}."
-    )
-
-
-def _sort_out(names: set[str], rules: tuple[tuple[str, str], ...]) -> tuple[dict[str, str], list[str]]:
-    ignored, left_over = {}, []
-    for name in sorted(names):
-        reasons = [reason for pattern, reason in rules if re.search(pattern, name)]
-        if reasons:
-            ignored[name] = reasons[0]
-        else:
-            left_over.append(name)
-    return ignored, left_over
-
-
-def _check_shapes(model: Detector, filled: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
-    bias = "decoder.selection.score_head.bias"
-    if filled[bias].shape != ours[bias].shape:
-        raise WeightsError(
-            f"the checkpoint knows {len(filled[bias])} classes, the detector {model.num_classes}: "
-            f"build it with num_classes={len(filled[bias])}."
-        )
+def _check_shapes(
+    model: Detector,
+    filled: Mapping[str, Tensor],
+    ours: Mapping[str, Tensor],
+    names: Mapping[str, tuple[str, ...]],
+) -> None:
     wrong = [
-        f"{reference_key(key)} {tuple(value.shape)} instead of {tuple(ours[key].shape)}"
+        f"{' + '.join(names[key])} {tuple(value.shape)} instead of {tuple(ours[key].shape)}"
         for key, value in filled.items()
         if value.shape != ours[key].shape
     ]

@@ -77,7 +77,6 @@ IGNORED: tuple[tuple[str, str], ...] = (
     (r"\.num_points_scale$", "follows from the number of sampling points"),
     (r"\.num_batches_tracked$", "counts steps of a batch norm that is frozen here"),
 )
-UNUSED_EMBEDDING = (r"^decoder\.denoising_class_embed\.", "this detector was built without denoising queries")
 
 
 def reference_key(key: str) -> str:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from detectors.decoders.precision import at_least_float32
+from detectors.decoders.query_selection import take_rows
 from vfmdistill.errors import InputError
 
 
@@ -32,20 +33,30 @@ def postprocess(
     Raises:
         InputError: there are not as many sizes as images, or `top_k` is not positive.
     """
-    from torchvision.ops import box_convert
-
-    logits, boxes = (at_least_float32(outputs[key]) for key in ("pred_logits", "pred_boxes"))
+    logits, boxes = outputs["pred_logits"], outputs["pred_boxes"]
     if len(sizes) != len(logits):
         raise InputError(f"got {len(sizes)} sizes for {len(logits)} images; give (height, width) of each image.")
     if top_k < 1:
         raise InputError(f"top_k must be at least 1, got {top_k}.")
+    ranked = rank(logits, boxes, torch.tensor(list(sizes), device=boxes.device).reshape(-1, 2), top_k)
+    return [{"scores": score, "labels": label, "boxes": box} for score, label, box in zip(*ranked, strict=True)]
+
+
+def rank(logits: Tensor, boxes: Tensor, sizes: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return scores (N, K), labels (N, K) and boxes (N, K, 4) in pixels: `postprocess` on tensors alone.
+
+    Args:
+        logits: shape (N, Q, C).
+        boxes: cxcywh in [0, 1], shape (N, Q, 4).
+        sizes: height and width of each image, shape (N, 2).
+        top_k: detections per image at most.
+    """
+    from torchvision.ops import box_convert
+
+    logits, boxes = at_least_float32(logits), at_least_float32(boxes)
     num_queries, num_classes = logits.shape[1:]
     scores, chosen = logits.flatten(1).topk(min(top_k, num_queries * num_classes), dim=1)
     queries, labels = chosen // num_classes, chosen % num_classes
-    pixels = torch.tensor([[width, height, width, height] for height, width in sizes], dtype=boxes.dtype)
-    boxes = box_convert(boxes, "cxcywh", "xyxy") * pixels.to(boxes.device)[:, None]
-    boxes = boxes.take_along_dim(queries[..., None], dim=1)
-    return [
-        {"scores": score, "labels": label, "boxes": box}
-        for score, label, box in zip(scores.sigmoid(), labels, boxes, strict=True)
-    ]
+    boxes = take_rows(box_convert(boxes, "cxcywh", "xyxy"), queries)
+    width_height = sizes.flip(1).to(boxes.dtype)
+    return scores.sigmoid(), labels, boxes * width_height.tile(1, 2)[:, None]

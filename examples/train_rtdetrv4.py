@@ -3,6 +3,7 @@
     python examples/train_rtdetrv4.py                                        # a demonstration, on images drawn here
     python examples/train_rtdetrv4.py --data coco --invalid-boxes drop       # size S on COCO, with the paper's settings
     python examples/train_rtdetrv4.py --data cards --epochs 50 --input-size 320 --teacher efficientnet_lite0
+    python examples/train_rtdetrv4.py --data cards --epochs 20 --weights runs/train/pretrained  # fine-tuning
 
 The folder holds `images/` with `instances_train.json` and `instances_val.json`, COCO's own layout, or Roboflow's.
 """
@@ -20,6 +21,7 @@ from detectors import postprocess
 from detectors.data.toy import write_toy_dataset
 from detectors.drawing import draw_detections, save_grid
 from detectors.training import Trainer, assemble, parse_recipe
+from detectors.training.snapshot import PRETRAINED
 from vfmdistill import Distiller, DistillError
 from vfmdistill.visualize import fit_pca, pca_maps, save_sheet
 
@@ -69,7 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 sheet = save_maps(trainer.distiller, images, before, recipe.output / "maps.png")
                 trainer.monitor.say(f"maps of teacher, student before and student after: {sheet}")
             trainer.monitor.say(f"detections: {save_detections(trainer, images, recipe.output / 'predictions.png')}")
-            trainer.monitor.say(f"AP {figures['AP']:.3f}, AP50 {figures['AP50']:.3f}; weights: {trainer.checkpoints}")
+            shipped = recipe.output / PRETRAINED
+            trainer.monitor.say(f"AP {figures['AP']:.3f}, AP50 {figures['AP50']:.3f}; trained detector: {shipped}")
 
 
 def _projected(distiller: Distiller | None, images: Tensor) -> Tensor | None:

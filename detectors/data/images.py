@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 
 from detectors.data.problems import Kind
 from vfmdistill.errors import InputError
@@ -15,22 +15,24 @@ PIXEL_FORMATS = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBX", "RGBA", "CM
 QUARTER_TURNS = frozenset({5, 6, 7, 8})
 
 
-def read_image(path: Path) -> Image.Image:
+def read_image(path: Path, *, upright: bool = False) -> Image.Image:
     """Read an image as RGB, 8 bits a channel.
 
-    Grey, palette and CMYK pictures are converted; an alpha channel is left out. The pixels are taken as they are
-    stored: an EXIF orientation is not applied, because COCO's sizes and boxes refer to the stored pixels.
+    Grey, palette and CMYK pictures are converted; an alpha channel is left out.
+
+    Args:
+        path: the file.
+        upright: turn the picture as its EXIF orientation says. Otherwise the pixels are taken as they are stored: the
+            sizes and boxes of COCO refer to those.
 
     Raises:
         InputError: the file is missing, unreadable, truncated, or of a pixel format that is not 8 bits a channel.
     """
     try:
         with Image.open(path) as image:
-            if image.mode not in PIXEL_FORMATS:
-                raise InputError(f"image {path}: {_mode_fault(image.mode)}")
-            return _to_rgb(image)
-    except InputError:
-        raise
+            return to_rgb(image, upright=upright)
+    except InputError as error:
+        raise InputError(f"image {path}: {error}") from None
     # Pillow's decoders raise SyntaxError, struct.error, EOFError and more for files that are merely broken.
     except Exception as error:
         raise InputError(f"image {path} cannot be read: {error}") from error
@@ -66,7 +68,16 @@ def image_problem(path: Path, size: tuple[int, int]) -> tuple[Kind, str] | None:
     return Kind.IMAGE_SIZE, text
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image, *, upright: bool = False) -> Image.Image:
+    """Return an image as RGB, 8 bits a channel, and as `upright` says turned by its EXIF orientation.
+
+    Raises:
+        InputError: the pixel format is not 8 bits a channel.
+    """
+    if image.mode not in PIXEL_FORMATS:
+        raise InputError(_mode_fault(image.mode))
+    if upright:
+        image = ImageOps.exif_transpose(image)
     if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
         # Pillow warns about the direct way, which has the same result.
         image = image.convert("RGBA")

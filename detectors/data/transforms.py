@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from vfmdistill.errors import InputError
+from detectors.input_size import check_input_size
 
 
 def train_transform(size: tuple[int, int], augment: bool = True) -> v2.Compose:
@@ -36,7 +36,7 @@ def train_transform(size: tuple[int, int], augment: bool = True) -> v2.Compose:
         [
             *(stronger if augment else []),
             v2.RandomHorizontalFlip(),
-            v2.Resize(_checked(size)),
+            v2.Resize(check_input_size(size)),
             v2.SanitizeBoundingBoxes(min_size=1),
             *_finish(),
         ]
@@ -45,7 +45,7 @@ def train_transform(size: tuple[int, int], augment: bool = True) -> v2.Compose:
 
 def eval_transform(size: tuple[int, int]) -> v2.Compose:
     """Return the transform of evaluation samples: resized to `size` (height, width), nothing random, no box removed."""
-    return v2.Compose([v2.Resize(_checked(size)), *_finish()])
+    return v2.Compose([v2.Resize(check_input_size(size)), *_finish()])
 
 
 class IoUCrop(nn.Module):
@@ -80,9 +80,3 @@ class RelativeBoxes(nn.Module):
 
 def _finish() -> list[nn.Module]:
     return [v2.ToDtype(torch.float32, scale=True), RelativeBoxes()]
-
-
-def _checked(size: tuple[int, int]) -> list[int]:
-    if len(size) != 2 or min(size) < 1:
-        raise InputError(f"size is {size}; expected (height, width) in pixels.")
-    return list(size)

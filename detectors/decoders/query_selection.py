@@ -95,8 +95,14 @@ class QuerySelection(nn.Module):
         features = self.norm(self.projection(tokens * usable[:, None]))
         logits = self.score_head(features)
         best = logits.amax(dim=-1)
-        chosen = best.topk(min(num_queries, best.shape[1]), dim=1).indices[..., None]
+        chosen = best.topk(min(num_queries, best.shape[1]), dim=1).indices
 
-        content = features.take_along_dim(chosen, dim=1)
-        boxes = at_least_float32(self.box_head(content)) + anchors[chosen.squeeze(-1)]
-        return Selection(content, boxes, logits.take_along_dim(chosen, dim=1))
+        content, chosen_logits = (take_rows(x, chosen) for x in (features, logits))
+        boxes = at_least_float32(self.box_head(content)) + anchors[chosen]
+        return Selection(content, boxes, chosen_logits)
+
+
+def take_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Return some rows of each matrix: `x` has the shape (N, R, C), `rows` (N, K), the result (N, K, C)."""
+    # take_along_dim does the same, but an exported graph then has a fixed N.
+    return x.gather(1, rows[..., None].expand(-1, -1, x.shape[2]))

@@ -125,8 +125,8 @@ def _edges(decoder: Sequence[Output], outputs: Output, reg_max: int) -> Edges:
         reference_points=_stack_key(decoder, "ref_points"),
         teacher_corners=_stack_bins(students, "teacher_corners", reg_max) if taught else None,
         teacher_confidence=_stack_key(students, "teacher_logits").amax(-1).sigmoid() if taught else None,
-        up=outputs["up"],
-        reg_scale=outputs["reg_scale"],
+        up=at_least_float32(outputs["up"]),
+        reg_scale=at_least_float32(outputs["reg_scale"]),
     )
 
 

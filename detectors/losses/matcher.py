@@ -57,7 +57,7 @@ class HungarianMatcher:
         Args:
             logits: shape (L, N, Q, C).
             boxes: cxcywh, shape (L, N, Q, 4).
-            targets: for each image `labels` (M,) and `boxes` (M, 4), cxcywh.
+            targets: for each image `labels` (M,) and `boxes` (M, 4), cxcywh; an `image_id` is named in an error.
             names: what the L layers are called in an error.
 
         Returns:
@@ -77,7 +77,7 @@ class HungarianMatcher:
         objects = pad_sequence([target["boxes"] for target in targets], batch_first=True)
         with torch.autocast(boxes.device.type, enabled=False):
             costs = self.costs(logits, boxes, labels, objects.to(boxes.dtype)).cpu().numpy()
-        _check_costs(costs, names)
+        _check_costs(costs, targets, names)
 
         counts = [len(target["labels"]) for target in targets]
         pairs = [
@@ -128,12 +128,22 @@ def union(matches: Matches) -> Matches:
     return Matches(image[None, first], query[None, first], target[None, first])
 
 
-def _check_costs(costs: npt.NDArray[np.floating], names: Sequence[str] | None) -> None:
+def _check_costs(
+    costs: npt.NDArray[np.floating], targets: Sequence[Mapping[str, Tensor]], names: Sequence[str] | None
+) -> None:
     broken = np.argwhere(~np.isfinite(costs).all(axis=(2, 3)))
     if len(broken):
-        layer, image = broken[0].tolist()
-        name = names[layer] if names else f"layer {layer}"
+        outputs = [names[layer] if names else f"layer {layer}" for layer in dict.fromkeys(broken[:, 0].tolist())]
+        images = [_image_name(index, targets[index]) for index in sorted(set(broken[:, 1].tolist()))]
         raise NonFiniteError(
-            f"the matching costs of output {name!r}, image {image} of the batch, are not finite "
-            f"({len(broken)} such pairs of output and image in all): predictions or target boxes hold NaN or infinity."
+            f"matching costs are not finite, of {_listed('output', outputs)} in {_listed('image', images)} of the "
+            "batch: predictions or target boxes hold NaN or infinity."
         )
+
+
+def _image_name(index: int, target: Mapping[str, Tensor]) -> str:
+    return f"{index} (id {int(target['image_id'])})" if "image_id" in target else str(index)
+
+
+def _listed(noun: str, items: Sequence[str]) -> str:
+    return f"{noun}{'s' if len(items) > 1 else ''} {', '.join(items)}"

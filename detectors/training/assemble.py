@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
+from textwrap import indent
 
 import torch
 from accelerate import Accelerator
@@ -15,10 +16,11 @@ import vfmdistill
 from detectors.data.checks import SplitSummary, check_dataset
 from detectors.data.coco import CocoDataset
 from detectors.data.layout import Split, locate_split
-from vfmdistill.errors import InputError
+from vfmdistill.errors import InputError, WeightsError
 
 from .checkpoint import newest_checkpoint
 from .ema import WeightAverage
+from .initial_weights import load_initial_weights
 from .recipe import Recipe
 from .snapshot import FOLDER
 from .trainer import Trainer
@@ -33,20 +35,25 @@ def assemble(recipe: Recipe) -> Trainer:
     Raises:
         InputError: the data, the device or an existing run does not fit; the message names everything that is wrong.
         UnknownNameError: no such model or teacher.
-        WeightsError: the teacher's or the backbone's weights are not there.
+        WeightsError: the weights to start from, the teacher's or the backbone's are not there or do not fit.
     """
     if recipe.data is None:
         raise InputError("the recipe names no data: give the folder of a COCO-format data set")
     accelerator = _accelerator(recipe)
     splits = [locate_split(recipe.data, name) for name in ("train", "val")]
+    resumed = newest_checkpoint(recipe.output / FOLDER) is not None  # then all weights but the teacher's are in there
     # Before the images are looked through, which takes a while: weights that are not there show at once.
+    if recipe.weights is not None and not resumed and not recipe.weights.exists():
+        raise WeightsError(f"there is no file or folder {recipe.weights} to start from.")
     teacher = vfmdistill.Teacher(recipe.teacher, weights=recipe.teacher_weights) if recipe.teacher else None
     summaries = _checked(splits, recipe, accelerator)
     train_data = CocoDataset(*splits[0], invalid_boxes=recipe.invalid_boxes, seed=recipe.seed)
     val_data = CocoDataset(*splits[1], class_names=train_data.class_names, invalid_boxes=recipe.invalid_boxes)
 
     torch.manual_seed(recipe.seed)
-    model = _model(recipe, train_data).to(accelerator.device)
+    model = _model(recipe, train_data, resumed)
+    report = None if recipe.weights is None or resumed else load_initial_weights(model, recipe.weights)
+    model = model.to(accelerator.device)
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model.category_ids = train_data.category_ids
@@ -69,6 +76,8 @@ def assemble(recipe: Recipe) -> Trainer:
             f"{summary.annotation_file}: {summary.images} images, {summary.boxes} boxes{dropped}, "
             f"{len(summary.class_names)} classes"
         )
+    if report is not None:
+        trainer.monitor.say(f"starting from {recipe.weights}:\n{indent(str(report), '  ')}")
     return trainer
 
 
@@ -106,13 +115,14 @@ def _checked(splits: Sequence[Split], recipe: Recipe, accelerator: Accelerator) 
     return summaries
 
 
-def _model(recipe: Recipe, data: CocoDataset) -> detectors.Detector:
-    resumed = newest_checkpoint(recipe.output / FOLDER) is not None  # then the backbone's weights are in there
+def _model(recipe: Recipe, data: CocoDataset, resumed: bool) -> detectors.Detector:
     overrides = {key: value for key in ("num_queries", "num_denoising") if (value := getattr(recipe, key)) is not None}
+    untrained = recipe.weights is None and not resumed
     return detectors.build(
         recipe.model,
         class_names=data.class_names,
-        pretrained_backbone=False if resumed else recipe.backbone_weights or recipe.pretrained_backbone,
+        pretrained_backbone=untrained and (recipe.backbone_weights or recipe.pretrained_backbone),
+        input_size=recipe.input_size,
         **overrides,
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -15,10 +14,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from detectors.flush import flush
 from vfmdistill.errors import InputError
 
 STATE = "state.json"
-FORMAT = 1
+FORMAT = 2
 _NAME = re.compile(r"epoch_(\d+)")
 _UNFINISHED = ".unfinished_"
 
@@ -50,14 +50,14 @@ def write_checkpoint(
         contents = {"format": FORMAT, "parts": sorted(tensors), **state}
         (temporary / STATE).write_text(json.dumps(contents, indent=1), encoding="utf-8")
         for path in (*temporary.iterdir(), temporary):
-            _flush(path)
+            flush(path)
         if final.exists():
             shutil.rmtree(final)
         temporary.rename(final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _flush(folder)
+    flush(folder)
     return final
 
 
@@ -93,15 +93,6 @@ def _by_epoch(folder: Path) -> list[Path]:
         return []
     found = [(int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
-
-
-def _flush(path: Path) -> None:
-    """Make the operating system write a file, or the entries of a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -12,9 +12,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from detectors.catalog import detector_spec
+from detectors.input_size import InputSize
 from vfmdistill.errors import InputError, unknown_name
-
-SIZE_STEP = 32  # the deepest stride of every bundled detector
 
 
 class Recipe(BaseModel):
@@ -29,7 +28,13 @@ class Recipe(BaseModel):
     )
     output: Path = Field(Path("runs/train"), description="folder that receives checkpoints, metrics and pictures")
     resume: bool = Field(False, description="continue the run in `output` from its newest checkpoint")
-    pretrained_backbone: bool = Field(True, description="start from ImageNet weights of the backbone (fetched by timm)")
+    weights: Path | None = Field(
+        None, description="trained detector to start from: the authors' file, or a folder of this library's or of "
+        "transformers'; classes of the same name keep what they know",
+    )  # fmt: skip
+    pretrained_backbone: bool = Field(
+        True, description="start from ImageNet weights of the backbone (fetched by timm); not with `weights`"
+    )
     backbone_weights: Path | None = Field(None, description="local file with the backbone's ImageNet weights")
     num_queries: int | None = Field(None, ge=1, description="object queries; None: the model's own")
     num_denoising: int | None = Field(None, ge=0, description="denoising queries; None: the model's own")
@@ -48,7 +53,7 @@ class Recipe(BaseModel):
     distill_default_weight: float = Field(20.0, gt=0, description="λ of the last stage, and where no gradient is seen")
 
     # Data
-    input_size: tuple[int, int] = Field((640, 640), description="height,width of the images; one number for a square")
+    input_size: InputSize = Field((640, 640), description="height,width of the images; one number for a square")
     batch_size: int = Field(32, ge=1, description="images per optimizer step, over all processes")
     workers: int = Field(4, ge=0, description="data-loading processes per training process")
     augment: bool = Field(True, description="photometric distortion, zoom-out and crops between the plain stages")
@@ -86,28 +91,6 @@ class Recipe(BaseModel):
     published_epochs: int = Field(132, ge=1, description="epochs of the published run; boundaries scale with epochs")
     published_plain_epochs: int = Field(12, ge=0, description="last plain epochs of the published run")
 
-    @field_validator("input_size", mode="before")
-    @classmethod
-    def _square(cls, value: Any) -> Any:
-        if isinstance(value, str) and value.isdecimal():
-            value = int(value)
-        if isinstance(value, int):
-            return (value, value)
-        if isinstance(value, (list, tuple)) and len(value) == 1:
-            return (value[0], value[0])
-        return value
-
-    @field_validator("input_size")
-    @classmethod
-    def _fits_stride(cls, value: tuple[int, int]) -> tuple[int, int]:
-        for side in value:
-            if side < SIZE_STEP or side % SIZE_STEP:
-                below = max(SIZE_STEP, side // SIZE_STEP * SIZE_STEP)
-                raise ValueError(
-                    f"{side} is not a multiple of {SIZE_STEP}; the nearest that work: {below} and {below + SIZE_STEP}"
-                )
-        return value
-
     @field_validator("rho", mode="before")
     @classmethod
     def _no_flag(cls, value: Any) -> Any:
@@ -124,6 +107,8 @@ class Recipe(BaseModel):
     def _consistent(self) -> Recipe:
         if self.teacher is None and self.teacher_weights is not None:
             raise ValueError("teacher_weights needs a teacher: name the architecture that the file belongs to")
+        if self.weights is not None and self.backbone_weights is not None:
+            raise ValueError("weights are those of the whole detector, the backbone's too: leave out backbone_weights")
         if isinstance(self.rho, float) and not self.delta < self.rho < 100 - self.delta:
             raise ValueError(f"the window ρ ± δ must lie between 0 and 100 percent, got {self.rho} ± {self.delta}")
         if self.last_stage < self.first_augmented or self.flat_until > self.last_stage:

@@ -11,6 +11,7 @@ import torch
 import vfmdistill
 from detectors.detector import Detector
 from detectors.factory import build
+from detectors.pretrained import save_pretrained
 from vfmdistill.errors import InputError
 
 from .checkpoint import (
@@ -25,13 +26,15 @@ if TYPE_CHECKING:
     from .trainer import Trainer
 
 FOLDER = "checkpoints"
+PRETRAINED = "pretrained"
 
-# Settings that do not decide what a run computes: a resumed run may change them.
+# Settings that do not decide what a resumed run computes, which finds its weights in the checkpoint.
 _FREE = {
     "output",
     "resume",
     "data",
     "teacher_weights",
+    "weights",
     "pretrained_backbone",
     "backbone_weights",
     "workers",
@@ -53,7 +56,8 @@ def save(trainer: Trainer, *, improved: bool) -> None:
         "optimizer": optimizer_tensors(trainer.optimizer),
     }
     state: dict[str, Any] = {
-        "model": trainer.recipe.model,
+        "model": trainer.model.spec.name,
+        "options": trainer.model.spec.changes(),
         "class_names": trainer.model.class_names,
         "category_ids": trainer.category_ids,
         "recipe": trainer.recipe.model_dump(mode="json"),
@@ -88,10 +92,19 @@ def best_name(trainer: Trainer) -> str:
     return f"best_{trainer.best['epoch']:04d}"
 
 
+def export(trainer: Trainer) -> Path:
+    """Write the best averaged weights, or the last where no epoch could be judged, as a folder to ship."""
+    best = trainer.checkpoints / best_name(trainer)
+    source = best if best.is_dir() else trainer.checkpoints / f"epoch_{trainer.epoch - 1:04d}"
+    folder = trainer.recipe.output / PRETRAINED
+    save_pretrained(load_checkpoint(source), folder)
+    return folder
+
+
 def load_checkpoint(path: str | Path) -> Detector:
     """Return the detector of a run's checkpoint with its averaged weights, in eval mode, on the CPU.
 
-    Class names, category ids and changed numbers of queries come from the checkpoint.
+    Class names, category ids, and whatever was built other than its row in the table, come from the checkpoint.
 
     Args:
         path: a folder `checkpoints/best_NNNN` or `checkpoints/epoch_NNNN` of a run.
@@ -100,9 +113,7 @@ def load_checkpoint(path: str | Path) -> Detector:
         InputError: there is no complete checkpoint.
     """
     tensors, state = read_checkpoint(Path(path))
-    changed = {key: state["recipe"][key] for key in ("num_queries", "num_denoising")}
-    overrides = {key: value for key, value in changed.items() if value is not None}
-    model = build(state["model"], class_names=state["class_names"], **overrides)
+    model = build(state["model"], class_names=state["class_names"], **state["options"])
     model.category_ids = state["category_ids"]
     model.load_state_dict(tensors["ema"])
     return model.eval()

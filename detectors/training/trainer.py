@@ -37,14 +37,15 @@ class Trainer:
     """Train a detector by a recipe, with or without a teacher.
 
     `fit()` leaves in `recipe.output`: `checkpoints/epoch_NNNN` (the newest few), `checkpoints/best_NNNN`,
-    `metrics.jsonl` and TensorBoard files. `trainer.average.model` is the averaged model that is evaluated. As a context
-    manager, or by `close()`, it detaches the distiller. Losses in the metrics are means over the batches of the first
-    process; λ, share and the COCO figures are those of all processes.
+    `metrics.jsonl` and TensorBoard files; at its end also `pretrained`, a folder for `detectors.from_pretrained` with
+    the best averaged weights and nothing of the teacher. `trainer.average.model` is the averaged model that is
+    evaluated. As a context manager, or by `close()`, it detaches the distiller. Losses in the metrics are means over
+    the batches of the first process; λ, share and the COCO figures are those of all processes.
 
     Args:
         recipe: the settings.
         accelerator: devices, processes and precision.
-        model: the detector, on the accelerator's device.
+        model: the detector, on the accelerator's device, built for the recipe's `input_size`.
         criterion: (outputs, targets) → weighted losses by name.
         train_data: training images; the transform follows from the recipe, epoch by epoch.
         val_data: validation images.
@@ -52,7 +53,8 @@ class Trainer:
         distiller: attached to `model`; None trains without a teacher.
 
     Raises:
-        InputError: the output folder holds a run and `recipe.resume` is off, or holds one that does not fit.
+        InputError: the output folder holds a run and `recipe.resume` is off, or holds one that does not fit; or the
+            model was built for another input size.
     """
 
     def __init__(
@@ -66,6 +68,11 @@ class Trainer:
         average: WeightAverage,
         distiller: Distiller | None = None,
     ) -> None:
+        if model.spec.input_size != recipe.input_size:
+            raise InputError(
+                f"the model was built for images of {' × '.join(map(str, model.spec.input_size))}, the recipe is for "
+                f"{' × '.join(map(str, recipe.input_size))}; build it with input_size=recipe.input_size."
+            )
         self.recipe, self.accelerator, self.distiller = recipe, accelerator, distiller
         self.model, self.criterion = model, criterion
         self.val_data, self.category_ids = val_data, val_data.category_ids
@@ -125,6 +132,9 @@ class Trainer:
             if (epoch + 1) % self.recipe.evaluate_every == 0 or epoch + 1 == self.recipe.epochs:
                 figures |= self.evaluate()
             self._finish_epoch(epoch, figures, speed)
+        if self.accelerator.is_main_process:
+            snapshot.export(self)
+        self.accelerator.wait_for_everyone()
         return self.figures
 
     def _train_epoch(self, epoch: int) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import detectors
-from detectors.checkpoints import load_reference_checkpoint, read_tensors
+from detectors.checkpoints import load_reference_checkpoint
+from detectors.coco_names import COCO_IDS, COCO_NAMES
 from detectors.detector import Detector
 from detectors.key_maps import reference_key
 from vfmdistill.errors import WeightsError
@@ -166,11 +168,11 @@ def test_the_embedding_is_not_needed_without_denoising() -> None:
     assert "without denoising" in report.ignored["decoder.denoising_class_embed.weight"]
 
 
-def assert_refused(model: Detector, state: Any, message: str) -> None:
+def assert_refused(model: Detector, state: Any, message: str, **options: Any) -> None:
     """The error says what is wrong, and no tensor has changed."""
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(WeightsError, match=message):
-        load_reference_checkpoint(model, state)
+        load_reference_checkpoint(model, state, **options)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
@@ -189,12 +191,128 @@ def test_another_size_is_refused() -> None:
     assert_refused(build(decoder_feedforward=64), published(), r"linear1.weight \(512, 128\) instead of \(64, 128\)")
 
 
-def test_another_number_of_classes_is_named() -> None:
-    assert_refused(build(num_classes=6), published(), "knows 4 classes, the detector 6: build it with num_classes=4")
-
-
 def test_contents_without_state_dict_are_refused() -> None:
     assert_refused(build(), {"last_epoch": 3}, r"no state dict .*got \['last_epoch'\]")
+
+
+def test_parts_of_contradicting_sizes_are_refused() -> None:
+    state = published() | {"decoder.dec_score_head.1.bias": torch.zeros(7)}
+    assert_refused(
+        build(), state, r"scores 4 classes, but the tensor for decoder\.stages\.1\.score_head\.bias has 7 rows"
+    )
+
+
+def test_the_spelling_of_the_first_rtdetr() -> None:
+    """Keys as in rtdetr_pytorch of lyuwenyu/RT-DETR, which numbers the parts of two sequences."""
+    options: dict[str, Any] = {"num_classes": 4, "decoder_layers": 2, "num_denoising": 5}
+    later = {
+        reference_key(key): torch.rand(value.shape).to(value.dtype)
+        for key, value in detectors.build("rtdetr_r18", **options).state_dict().items()
+    }
+    renamed = {"encoder.input_proj.0.conv.weight": "encoder.input_proj.0.0.weight",
+               "encoder.input_proj.2.norm.running_var": "encoder.input_proj.2.1.running_var",
+               "decoder.enc_output.proj.weight": "decoder.enc_output.0.weight",
+               "decoder.enc_output.norm.bias": "decoder.enc_output.1.bias"}  # fmt: skip
+    first = {renamed.get(key, key): value for key, value in later.items()}
+    assert len(renamed.keys() & later.keys()) == len(first.keys() & set(renamed.values())) == 4
+    model, same = detectors.build("rtdetr_r18", **options), detectors.build("rtdetr_r18", **options)
+    load_reference_checkpoint(model, first)
+    load_reference_checkpoint(same, later)
+    assert all(torch.equal(value, same.state_dict()[key]) for key, value in model.state_dict().items())
+    assert torch.equal(model.get_parameter("decoder.selection.norm.bias"), later["decoder.enc_output.norm.bias"])
+
+
+def test_names_of_ours() -> None:
+    trained, model = build(), build()
+    report = load_reference_checkpoint(model, trained.state_dict())
+    assert set(report.loaded) == set(trained.state_dict())
+    assert all(torch.equal(value, trained.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+def coco(**options: Any) -> dict[str, Tensor]:
+    """Weights with 80 classes under the authors' names."""
+    return {reference_key(key): value for key, value in build(num_classes=80, **options).state_dict().items()}
+
+
+def test_eighty_classes_are_those_of_coco() -> None:
+    """The rows of dog (16) and person (0), in every tensor that has such rows; the padding row comes along."""
+    state = coco()
+    state["decoder.denoising_class_embed.weight"][80] = 7.0
+    model = detectors.build("deim_n", class_names=["raccoon", "dog", "person"], **OPTIONS)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    report = load_reference_checkpoint(model, state)
+    rows = [key for key in before if "score_head" in key or "denoising_embedding" in key]
+    assert len(rows) == 7
+    for key, value in model.state_dict().items():
+        given = state[reference_key(key)]
+        if key in rows:
+            assert torch.equal(value[0], before[key][0]), key
+            assert torch.equal(value[1:3], given[[16, 0]]), key
+            assert len(value) == 3 or torch.equal(value[3], given[80])
+        else:
+            assert torch.equal(value, given), key
+    assert report.classes.kept == ("dog", "person")
+    assert report.classes.new == ("raccoon",)
+    assert len(report.classes.dropped) == 78
+    assert (model.class_names, model.category_ids) == (["raccoon", "dog", "person"], None)
+    assert "2 kept: dog, person; 1 new: raccoon; 78 dropped: bicycle, car" in str(report)
+
+
+def test_the_names_are_taken_over_where_the_detector_has_none() -> None:
+    model = build(num_classes=80)
+    report = load_reference_checkpoint(model, coco())
+    assert report.classes.in_order
+    assert model.class_names == list(COCO_NAMES)
+    assert model.category_ids == list(COCO_IDS)
+    few = build()
+    load_reference_checkpoint(few, published())
+    assert few.class_names is None
+
+
+def test_source_class_names_overrule() -> None:
+    names = [f"thing {index}" for index in range(80)]
+    model = detectors.build("deim_n", class_names=["dog", "thing 3"], **OPTIONS)
+    report = load_reference_checkpoint(model, coco(), source_class_names=names)
+    assert (report.classes.kept, report.classes.new) == (("thing 3",), ("dog",))
+    unnamed = build()
+    load_reference_checkpoint(unnamed, published(), source_class_names=["a", "b", "c", "d"])
+    assert (unnamed.class_names, unnamed.category_ids) == (["a", "b", "c", "d"], None)
+    assert_refused(build(num_classes=80), {**coco()}, "3 source_class_names for a", source_class_names=["a", "b", "c"])
+
+
+def test_another_number_of_classes_asks_for_names() -> None:
+    assert_refused(
+        build(num_classes=6), published(), "knows 4 classes, the detector 6.*source_class_names=.*num_classes=4"
+    )
+    assert_refused(
+        build(), coco(), r"knows 80 classes, the detector 4.*unknown: the detector's \(build it with class_names"
+    )
+
+
+def test_other_names_of_as_many_classes() -> None:
+    """Equal counts do not mean equal classes where the names are known."""
+    model = detectors.build("deim_n", class_names=["d", "x", "b", "a"], **OPTIONS)
+    before = model.get_parameter("decoder.selection.score_head.weight").detach().clone()
+    state = published()
+    load_reference_checkpoint(model, state, source_class_names=["a", "b", "c", "d"])
+    after, given = model.get_parameter("decoder.selection.score_head.weight"), state["decoder.enc_score_head.weight"]
+    assert torch.equal(after, torch.stack([given[3], before[1], given[1], given[0]]))
+
+
+def test_published_weights_carry_no_licence() -> None:
+    model = build()
+    model.license = "of other weights"
+    load_reference_checkpoint(model, published())
+    assert model.license is None
+
+
+def test_the_report_in_words() -> None:
+    state = {key: value for key, value in published().items() if not key.endswith("num_batches_tracked")}
+    lines = str(load_reference_checkpoint(build(), state)).splitlines()
+    assert re.fullmatch(r"\d+ tensors filled", lines[0])
+    assert lines[1] == "classes: all 4 rows are kept in their order"
+    assert "2 tensors left aside: belongs to the semantic injector, not to the student" in lines
+    assert re.fullmatch(r"\d+ step counters of batch norms kept: the checkpoint has none", lines[-1])
 
 
 class Malicious:
@@ -206,19 +324,12 @@ class Malicious:
 
 def test_files_with_code_are_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"model": {"weight": torch.zeros(1)}, "extra": Malicious()}, tmp_path / "evil.pth")
-    with pytest.raises(WeightsError, match=r"evil.pth .*more than tensors"):
-        read_tensors(tmp_path / "evil.pth")
+    assert_refused(build(), tmp_path / "evil.pth", "evil.pth.*weights_only=True")
     assert "code has run" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-def test_damaged_and_missing_files_are_named(tmp_path: Path, suffix: str) -> None:
-    whole, broken = tmp_path / f"whole.{suffix}", tmp_path / f"broken.{suffix}"
-    weights = {"weight": torch.zeros(100)}
-    torch.save(weights, whole) if suffix == "pth" else save_file(weights, whole)
-    broken.write_bytes(whole.read_bytes()[:100])
-    with pytest.raises(WeightsError, match=f"broken.{suffix}"):
-        read_tensors(broken)
-    with pytest.raises(WeightsError, match=f"no weights file .*absent.{suffix}"):
-        read_tensors(tmp_path / f"absent.{suffix}")
-    assert torch.equal(read_tensors(whole)["weight"], weights["weight"])
+def test_folders_of_others_are_refused(tmp_path: Path) -> None:
+    assert_refused(build(), tmp_path, r"no file .*config\.json")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    assert_refused(build(), tmp_path, "model_type 'bert'")
+    assert_refused(build(), tmp_path / "absent.pth", "'.*absent.pth' does not exist")

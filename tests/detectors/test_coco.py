@@ -166,7 +166,7 @@ def test_sample_seeds_differ_and_stay_what_they_are() -> None:
 
 @pytest.mark.parametrize("persistent", [False, True])
 def test_workers_draw_what_one_process_draws_in_every_epoch(tmp_path: Path, coco_files: Any, persistent: bool) -> None:
-    dataset = CocoDataset(*coco_files.write(tmp_path, images=6), train_transform((32, 48)), seed=5)
+    dataset = CocoDataset(*coco_files.write(tmp_path, images=6), train_transform((32, 64)), seed=5)
     loader: Callable[..., Any] = DataLoader(
         dataset, batch_size=2, num_workers=2, persistent_workers=persistent, collate_fn=collate
     )

@@ -176,6 +176,20 @@ def test_a_batch_without_objects_trains():
     assert losses["loss_bbox"].item() == losses["loss_giou_enc_0"].item() == losses["loss_fgl_aux_1"].item() == 0
 
 
+def test_boxes_from_infinite_logits_stay_finite():
+    """Coordinates are exactly 0 or 1 then, as those of the anchors at the border are."""
+    outputs, targets = example(3, 0, 2, edges=False)
+    logits = torch.tensor([[math.inf] * 4, [-math.inf] * 4, [math.inf, -math.inf, 0.0, -math.inf]])
+    logits = logits.repeat(3, QUERIES // 3, 1).requires_grad_()
+    outputs["enc_aux_outputs"][0]["pred_boxes"] = logits.sigmoid()
+    criterion = Criterion(CLASSES, classification="vfl", union_matching=False)
+    losses = criterion(outputs, targets)
+    check_finite(losses)
+    sum(losses.values()).backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
 def test_more_objects_than_queries():
     """Six of twenty objects find a query, and the sums are still divided by the number of all objects."""
     outputs, targets = example(20, 3, edges=False, queries=6)
@@ -242,17 +256,27 @@ def test_classification_settings_reach_the_loss():
     assert "loss_focal" in Criterion(CLASSES, classification="focal", union_matching=False)(outputs, targets)
 
 
-def test_half_precision_is_raised_and_float64_kept():
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scale", [1, 2000], ids=["usual", "near the end of fp16"])
+def test_half_precision_is_raised(dtype: torch.dtype, scale: int):
     outputs, targets = example(3, 0, 2)
-    half = converted(outputs, dtype=torch.bfloat16)
+    for output in (outputs, *outputs["aux_outputs"], *outputs["dn_outputs"]):
+        output["pred_logits"] = output["pred_logits"] * scale
+        output["pred_corners"] = output["pred_corners"] * scale
+    half = converted(outputs, dtype=dtype)
     raised = Criterion(CLASSES)(half, targets)
     expected = Criterion(CLASSES)(converted(half, dtype=torch.float32), targets)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=dtype):
         autocast = Criterion(CLASSES)(half, targets)
+    check_finite(raised)
     for name, loss in raised.items():
         assert loss.dtype == torch.float32
         assert torch.equal(loss, expected[name]), name
         assert torch.equal(loss, autocast[name]), name
+
+
+def test_float64_is_kept():
+    outputs, targets = example(3, 0, 2)
     double = Criterion(CLASSES)(converted(outputs, dtype=torch.float64), targets)
     assert {loss.dtype for loss in double.values()} == {torch.float64}
     single = Criterion(CLASSES)(outputs, targets)
@@ -286,7 +310,7 @@ def test_a_non_finite_prediction_raises_and_a_non_finite_loss_stays():
     outputs, targets = example(3, 0, 2)
     outputs["pre_outputs"]["pred_boxes"] = outputs["pre_outputs"]["pred_boxes"].detach().clone()
     outputs["pre_outputs"]["pred_boxes"][2, 0] = math.nan
-    with pytest.raises(NonFiniteError, match="output 'pre', image 2"):
+    with pytest.raises(NonFiniteError, match="output pre in image 2"):
         Criterion(CLASSES)(outputs, targets)
 
     outputs, targets = example(3, 0, 2)

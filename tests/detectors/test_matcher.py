@@ -106,14 +106,23 @@ def test_no_objects_at_all():
 def test_non_finite_predictions_are_named(value, where):
     logits, boxes, targets = example()
     (boxes if where == "boxes" else logits)[1, 2, 4] = value
-    with pytest.raises(NonFiniteError, match=r"output 'main', image 2 of the batch"):
+    with pytest.raises(NonFiniteError, match=r"of output main in image 2 of the batch"):
+        HungarianMatcher()(logits, boxes, targets, names=["aux_0", "main"])
+
+
+def test_every_image_with_non_finite_predictions_is_named_by_its_id():
+    logits, boxes, targets = example()
+    boxes[:, 0] = float("nan")
+    boxes[0, 2, 7] = float("inf")
+    targets = [{**target, "image_id": torch.tensor(139 + i)} for i, target in enumerate(targets)]
+    with pytest.raises(NonFiniteError, match=r"of outputs aux_0, main in images 0 \(id 139\), 2 \(id 141\) of the"):
         HungarianMatcher()(logits, boxes, targets, names=["aux_0", "main"])
 
 
 def test_non_finite_target_boxes_are_named():
     logits, boxes, targets = example()
     targets[0]["boxes"][1, 2] = float("nan")
-    with pytest.raises(NonFiniteError, match=r"output 'layer 0', image 0 of the batch"):
+    with pytest.raises(NonFiniteError, match=r"of outputs layer 0, layer 1 in image 0 of the batch"):
         HungarianMatcher()(logits, boxes, targets)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -29,8 +30,8 @@ def sample(boxes: list[list[float]], height: int = 60, width: int = 80) -> tuple
 
 def test_evaluation_resizes_and_makes_relative_boxes() -> None:
     image, target = sample([[10.0, 20.0, 30.0, 50.0], [0.0, 0.0, 80.0, 60.0], [5.0, 5.0, 5.5, 5.5]])
-    result, made = eval_transform((32, 48))(image, target)
-    assert result.shape == (3, 32, 48)
+    result, made = eval_transform((32, 64))(image, target)
+    assert result.shape == (3, 32, 64)
     assert result.dtype == torch.float32
     assert 0 <= result.min() <= result.max() <= 1
     expected = torch.tensor(
@@ -50,8 +51,8 @@ def test_evaluation_resizes_and_makes_relative_boxes() -> None:
 def test_values_are_scaled_from_bytes() -> None:
     image = tv_tensors.Image(torch.full((3, 8, 8), 255, dtype=torch.uint8))
     _, target = sample([], 8, 8)
-    result, _ = eval_transform((8, 8))(image, target)
-    assert torch.equal(result.as_subclass(torch.Tensor), torch.ones(3, 8, 8))
+    result, _ = eval_transform((32, 32))(image, target)
+    assert torch.equal(result.as_subclass(torch.Tensor), torch.ones(3, 32, 32))
 
 
 @pytest.mark.parametrize("augment", [False, True])
@@ -97,14 +98,14 @@ def test_boxes_stay_on_their_objects() -> None:
 
 def test_flip_alone_either_mirrors_or_leaves() -> None:
     torch.manual_seed(2)
-    transform = train_transform((60, 80), augment=False)
+    transform = train_transform((64, 96), augment=False)
     centres = {round(transform(*sample([[0.0, 0.0, 20.0, 30.0]]))[1]["boxes"][0, 0].item(), 4) for _ in range(30)}
     assert centres == {0.125, 0.875}
 
 
 def test_training_removes_boxes_below_a_pixel_with_their_labels() -> None:
-    image, target = sample([[10.0, 10.0, 40.0, 40.0], [50.0, 10.0, 55.0, 40.0], [10.0, 10.0, 40.0, 40.0]])
-    _, made = train_transform((16, 10), augment=False)(image, target)
+    image, target = sample([[10.0, 10.0, 40.0, 40.0], [50.0, 10.0, 52.0, 40.0], [10.0, 10.0, 40.0, 40.0]])
+    _, made = train_transform((64, 32), augment=False)(image, target)
     assert made["labels"].tolist() == [0, 2]
     assert made["boxes"].shape == (2, 4)
 
@@ -128,7 +129,8 @@ def test_the_crop_leaves_a_picture_without_boxes_whole() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("size", [(0, 10), (10, -1), (10,)])
-def test_impossible_sizes(size: tuple[int, int]) -> None:
-    with pytest.raises(InputError, match="expected \\(height, width\\)"):
-        eval_transform(size)
+@pytest.mark.parametrize("size", [(0, 32), (32, -1), (64, 90)])
+@pytest.mark.parametrize("transform", [train_transform, eval_transform])
+def test_impossible_sizes(transform: Callable[[tuple[int, int]], object], size: tuple[int, int]) -> None:
+    with pytest.raises(InputError, match=r"height and width must be divisible by 32. The nearest sizes that work"):
+        transform(size)

@@ -42,7 +42,8 @@ def test_a_small_run_with_the_packaged_teacher_leaves_its_pictures(data: Path, t
         (["--model", "rtdetrv4_z"], "unknown model 'rtdetrv4_z'; nearest: rtdetrv4_"),
         (["--teacher", "dinov3_vitb14"], "unknown teacher 'dinov3_vitb14'; nearest: dinov3_vitb16"),
         (["--data", "nowhere"], "nowhere"),
-        (["--input-size", "100"], "100 is not a multiple of 32; the nearest that work: 96 and 128"),
+        (["--input-size", "96,100"], "divisible by 32. The nearest sizes that work: 96 × 96 and 96 × 128"),
+        (["--weights", "nowhere.pth"], "there is no file or folder nowhere.pth to start from"),
     ],
 )
 def test_wrong_input_is_one_clear_line(words: list[str], message: str, data: Path, tmp_path: Path) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from vfmdistill.errors import WeightsError
+from vfmdistill.weight_files import read_weights_file
 
-_ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
 _WRAPPERS = ("state_dict", "model_state_dict", "model_ema", "teacher", "model", "module")
 _TRAINING_HEADS = ("dino_head.", "ibot_head.")
 _PREFIXES = ("_orig_mod.", "module.", "backbone.")
@@ -30,23 +28,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: the file is missing, has another ending, is damaged, holds more than tensors, or holds none.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise WeightsError(f"weights file {str(path)!r} does not exist. Give the path of a {', '.join(_ENDINGS)} file.")
-    if path.suffix not in _ENDINGS:
-        raise WeightsError(
-            f"weights file {str(path)!r} ends in {path.suffix!r}; expected one of {', '.join(_ENDINGS)}."
-        )
-    if path.suffix == ".safetensors":
-        return _bare(_read_safetensors(path), path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise WeightsError(
-            f"weights file {str(path)!r} could not be read: {_first_line(error)} It must be undamaged and hold tensors "
-            "only, since it is read with weights_only=True; re-save its state dict alone if it holds more."
-        ) from error
-    return _bare(content, path)
+    return _bare(read_weights_file(path), path)
 
 
 def load_strictly(network: nn.Module, state: Mapping[str, Tensor], name: str, origin: str | Path) -> None:
@@ -84,17 +66,7 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], name: str, or
     network.load_state_dict(dict(state), strict=False)
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"weights file {str(path)!r} could not be read: {_first_line(error)}") from error
-
-
-def _bare(content: object, path: Path) -> dict[str, Tensor]:
+def _bare(content: object, path: str | Path) -> dict[str, Tensor]:
     while isinstance(content, Mapping):
         inner = [content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)]
         if not inner:
@@ -111,7 +83,3 @@ def _bare(content: object, path: Path) -> dict[str, Tensor]:
         if all(key.startswith(prefix) for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
     return tensors
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -12,7 +12,7 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
     tensors = {"model": {"a": torch.randn(3, 4), "b": torch.tensor(7)}, "ema": {"a": torch.randn(2).double()}}
     path = checkpoint.write_checkpoint(tmp_path, "epoch_0001", tensors, {"share": 0.1 + 0.2, "epoch": 1})
     read, state = checkpoint.read_checkpoint(path)
-    assert state == {"format": 1, "parts": ["ema", "model"], "share": 0.1 + 0.2, "epoch": 1}
+    assert state == {"format": checkpoint.FORMAT, "parts": ["ema", "model"], "share": 0.1 + 0.2, "epoch": 1}
     for part, values in tensors.items():
         assert read[part].keys() == values.keys()
         assert all(torch.equal(read[part][key], value) for key, value in values.items())

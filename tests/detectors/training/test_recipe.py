@@ -60,9 +60,17 @@ def test_input_size_takes_one_number_for_a_square(value: object) -> None:
     assert recipe_for("rtdetrv4_s", input_size=value).input_size == (320, 320)
 
 
-def test_size_off_the_stride_names_the_two_nearest() -> None:
-    with pytest.raises(InputError, match="321 is not a multiple of 32; the nearest that work: 320 and 352"):
-        recipe_for("rtdetrv4_s", input_size=(640, 321))
+@pytest.mark.parametrize(
+    ("size", "nearest"),
+    [
+        ((640, 321), "640 × 320 and 640 × 352"),
+        (650, "640 × 640 and 672 × 672"),
+        ((500, 833), "480 × 832 and 512 × 864"),
+    ],
+)
+def test_size_off_the_stride_names_the_two_nearest(size: object, nearest: str) -> None:
+    with pytest.raises(InputError, match=f"input_size: .* must be divisible by 32. .* that work: {nearest}"):
+        recipe_for("rtdetrv4_s", input_size=size)
 
 
 def test_every_wrong_value_is_named() -> None:
@@ -92,3 +100,8 @@ def test_window_and_stages_that_cannot_be() -> None:
         recipe_for("rtdetrv4_s", epochs=10, flat_epochs=10, plain_epochs=3)
     with pytest.raises(InputError, match="teacher_weights needs a teacher"):
         recipe_for("rtdetrv4_s", teacher="none", teacher_weights="w.pth")
+
+
+def test_weights_of_the_detector_and_of_its_backbone_exclude_each_other() -> None:
+    with pytest.raises(InputError, match="leave out backbone_weights"):
+        recipe_for("rtdetrv4_s", weights="detector.pth", backbone_weights="backbone.pth")

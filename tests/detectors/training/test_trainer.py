@@ -3,10 +3,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from support.tiny_run import STEPS, tiny_recipe
 
+import detectors
 from detectors.losses.finite import NonFiniteError
-from detectors.training import assemble, load_checkpoint
+from detectors.pretrained import from_pretrained
+from detectors.training import Trainer, assemble, load_checkpoint
+from detectors.training.ema import WeightAverage
 from vfmdistill.errors import InputError, UnknownNameError, WeightsError
 
 
@@ -51,9 +55,32 @@ def test_the_averaged_detector_comes_back_from_its_checkpoint(toy: Path, tmp_pat
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         ours, theirs = model(images), trainer.average.model(images)
-    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    torch.testing.assert_close(ours, theirs)
+    weights, averaged = model.state_dict(), trainer.average.model.state_dict()
+    assert weights.keys() == averaged.keys()
+    assert all(torch.equal(weights[key], averaged[key]) for key in averaged)
     with pytest.raises(InputError, match="not a complete checkpoint"):
         load_checkpoint(tmp_path / "checkpoints" / "epoch_0007")
+
+
+def test_whatever_differs_from_the_models_row_is_in_the_checkpoint(toy: Path, tmp_path: Path) -> None:
+    options = {"input_size": (64, 96), "num_queries": 7, "decoder_layers": 2, "box_noise": 0.4, "gamma": 2.0}
+    with assemble(tiny_recipe(toy, tmp_path / "one")) as trainer:
+        names, criterion, settings = trainer.model.class_names, trainer.criterion, trainer.recipe
+        parts = trainer.train_loader.data, trainer.val_data
+    changed = {"output": tmp_path / "two", "teacher": None, "epochs": 1}
+    model = detectors.build("rtdetrv4_n", class_names=names, **options)
+    rest = Accelerator(cpu=True), model, criterion, *parts, WeightAverage(model)
+    with pytest.raises(InputError, match="the model was built for images of 64 × 96, the recipe is for 64 × 64"):
+        Trainer(settings.model_copy(update=changed), *rest)
+    with Trainer(settings.model_copy(update={**changed, "input_size": (64, 96)}), *rest) as trainer:
+        trainer.fit()
+    for loaded in (
+        load_checkpoint(tmp_path / "two" / "checkpoints" / "epoch_0000"),
+        from_pretrained(tmp_path / "two" / "pretrained"),
+    ):
+        assert loaded.spec == model.spec
+        assert {key: getattr(loaded.spec, key) for key in options} == options
 
 
 def test_without_a_teacher_there_is_no_semantic_loss(toy: Path, tmp_path: Path) -> None:
@@ -90,6 +117,19 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_it(toy: Path, tmp_pat
 
         trainer.criterion = broken  # type: ignore[assignment]
         with pytest.raises(NonFiniteError, match=r"step 1 \(images with ids \[.*: loss_giou = nan"):
+            trainer.fit()
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_predictions_that_are_not_finite_stop_the_run_and_are_named(toy: Path, tmp_path: Path) -> None:
+    with assemble(tiny_recipe(toy, tmp_path, epochs=1, plain_epochs=0)) as trainer:
+        with torch.no_grad():
+            trainer.model.decoder.selection.box_head.layers[-1].bias.fill_(torch.nan)  # type: ignore[index, operator, union-attr]
+        with pytest.raises(
+            NonFiniteError,
+            match=r"step 1, images with ids \[.*\]: matching costs are not finite, of outputs .*main.* in images "
+            r"0 \(id \d+\), 1 \(id \d+\), .* of the batch",
+        ):
             trainer.fit()
     assert not (tmp_path / "checkpoints").exists()
 
