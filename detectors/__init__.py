@@ -1,4 +1,4 @@
-"""RT-DETRv4, DEIM and D-FINE: reference detectors for vfmdistill.
+"""RT-DETR, RT-DETRv2, D-FINE, DEIM and RT-DETRv4: reference detectors for vfmdistill.
 
 >>> import detectors
 >>> model = detectors.build("rtdetrv4_s", num_classes=80)
@@ -10,13 +10,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 # A function that is called like its module has to be bound before anyone imports the module.
+from detectors.deploy import deploy
 from detectors.postprocess import postprocess
 
 if TYPE_CHECKING:
     from detectors.catalog import DetectorSpec, detector_spec, list_models
-    from detectors.checkpoints import load_reference_checkpoint
+    from detectors.checkpoints import LoadReport, load_reference_checkpoint
+    from detectors.detections import Detections
     from detectors.detector import Detector
+    from detectors.export import ExportReport, export_onnx
     from detectors.factory import build, build_criterion
+    from detectors.predictor import Predictor
+    from detectors.pretrained import from_pretrained, save_pretrained
 
 # Everything else is imported when it is first asked for.
 _HOMES = {
@@ -27,6 +32,13 @@ _HOMES = {
     "DetectorSpec": "catalog",
     "Detector": "detector",
     "load_reference_checkpoint": "checkpoints",
+    "LoadReport": "checkpoints",
+    "save_pretrained": "pretrained",
+    "from_pretrained": "pretrained",
+    "export_onnx": "export",
+    "ExportReport": "export",
+    "Predictor": "predictor",
+    "Detections": "detections",
 }
 
 __all__ = [
@@ -36,8 +48,16 @@ __all__ = [
     "detector_spec",
     "postprocess",
     "load_reference_checkpoint",
+    "save_pretrained",
+    "from_pretrained",
+    "deploy",
+    "export_onnx",
+    "Predictor",
     "Detector",
     "DetectorSpec",
+    "Detections",
+    "LoadReport",
+    "ExportReport",
 ]
 
 

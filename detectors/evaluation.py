@@ -1,4 +1,4 @@
-"""CocoEvaluator: COCO's figures for the detections of one split."""
+"""CocoEvaluator: COCO's figures for the detections of one split, as a whole, per class and per size."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from detectors.confusion import Confusion
 from vfmdistill.errors import InputError
 
 
@@ -39,6 +41,9 @@ FIGURES = {
     "AR_medium": Figure(True, None, "medium", 100),
     "AR_large": Figure(True, None, "large", 100),
 }
+
+# COCO's sizes, by the area of an object in pixels; both ends belong to a range.
+SIZES = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
 
 
 class _Detections(NamedTuple):
@@ -81,6 +86,7 @@ class CocoEvaluator:
         self.class_names = [names[key] for key in self.category_ids]
         self._image_ids = {entry["id"] for entry in self._truth["images"]}
         self._processed: dict[int, _Detections] = {}
+        self._accumulated: Any = None  # the library's evaluation of what was processed so far
 
     def __len__(self) -> int:
         """How many images were processed."""
@@ -88,7 +94,7 @@ class CocoEvaluator:
 
     def reset(self) -> None:
         """Forget all detections."""
-        self._processed = {}
+        self._processed, self._accumulated = {}, None
 
     def process(self, image_ids: Sequence[int] | Tensor, detections: Sequence[Mapping[str, Tensor]]) -> None:
         """Add the detections in some images. An image that was processed already is passed over.
@@ -101,6 +107,7 @@ class CocoEvaluator:
         Raises:
             InputError: an image that the annotations do not have, a label without a class, or lengths that differ.
         """
+        self._accumulated = None
         keys = [int(key) for key in image_ids]
         if len(keys) != len(detections):
             raise InputError(f"{len(keys)} image ids for {len(detections)} detections; expected one for each.")
@@ -125,7 +132,7 @@ class CocoEvaluator:
         merged: dict[int, _Detections] = {}
         for shard in shards:
             merged = shard | merged
-        self._processed = merged
+        self._processed, self._accumulated = merged, None
 
     def results(self) -> list[dict[str, Any]]:
         """Return the detections in COCO's results format: original category ids, boxes as [x, y, width, height]."""
@@ -144,16 +151,60 @@ class CocoEvaluator:
 
     def per_class(self) -> dict[str, float]:
         """Return the AP of each class by its name, in the order of the class indices; −1 without ground truth."""
+        return {name: figures["AP"] for name, figures in self.class_figures().items()}
+
+    def class_figures(self) -> dict[str, dict[str, float]]:
+        """Return what `evaluate` does for each class by its name, in the order of the class indices."""
         evaluation = self._accumulate()
-        by_category = _select(evaluation, FIGURES["AP"])
-        order = {key: index for index, key in enumerate(evaluation.params.catIds)}
+        place = {key: index for index, key in enumerate(evaluation.params.catIds)}
+        selected = {name: _select(evaluation, figure) for name, figure in FIGURES.items()}
         return {
-            name: _mean(by_category[..., order[key]])
+            name: {figure: _mean(values[..., place[key]]) for figure, values in selected.items()}
             for name, key in zip(self.class_names, self.category_ids, strict=True)
         }
 
+    def object_counts(self) -> dict[str, dict[str, int]]:
+        """Return for each class how many objects the ground truth has: "all", "small", "medium", "large".
+
+        Crowd regions are not counted. An object whose area lies on a border of two sizes counts for both, as in COCO.
+        """
+        counts = {key: dict.fromkeys(SIZES, 0) for key in self.category_ids}
+        for entry in self._truth["annotations"]:
+            for size, (low, high) in SIZES.items():
+                counts[entry["category_id"]][size] += not entry["iscrowd"] and low <= entry["area"] <= high
+        return {name: counts[key] for name, key in zip(self.class_names, self.category_ids, strict=True)}
+
+    def confusion(self, threshold: float = 0.5, iou: float = 0.5) -> Confusion:
+        """Return which classes were taken for which, in all images of the annotations; arguments as of `Confusion`."""
+        label_of = {key: index for index, key in enumerate(self.category_ids)}
+        objects: dict[int, list[tuple[int, list[float]]]] = {key: [] for key in self._image_ids}
+        crowds: dict[int, list[list[float]]] = {key: [] for key in self._image_ids}
+        for entry in self._truth["annotations"]:
+            left, top, width, height = entry["bbox"]
+            box = [left, top, left + width, top + height]
+            if entry["iscrowd"]:
+                crowds[entry["image_id"]].append(box)
+            else:
+                objects[entry["image_id"]].append((label_of[entry["category_id"]], box))
+        confusion = Confusion(self.class_names, threshold, iou)
+        nothing = _Detections(np.zeros(0), np.zeros(0, dtype=np.int64), np.zeros((0, 4)))
+        for key, found in objects.items():
+            truth = {
+                "labels": torch.tensor([label for label, _ in found], dtype=torch.int64),
+                "boxes": torch.tensor([box for _, box in found], dtype=torch.float64).view(-1, 4),
+            }
+            detections = {
+                name: torch.from_numpy(values) for name, values in self._processed.get(key, nothing)._asdict().items()
+            }
+            confusion.add(truth, detections, torch.tensor(crowds[key], dtype=torch.float64).view(-1, 4))
+        return confusion
+
     def _accumulate(self) -> Any:
+        """Return the library's evaluation; its figures lie in arrays."""
         from faster_coco_eval import COCO, COCOeval_faster
+
+        if self._accumulated is not None:
+            return self._accumulated
 
         detections = [
             {**result, "id": index, "iscrowd": 0, "area": result["bbox"][2] * result["bbox"][3]}
@@ -164,6 +215,7 @@ class CocoEvaluator:
         evaluation = COCOeval_faster(truth, found, iouType="bbox", print_function=_silence)
         evaluation.evaluate()
         evaluation.accumulate()
+        self._accumulated = evaluation
         return evaluation
 
 
@@ -173,6 +225,7 @@ def _ground_truth(annotations: str | os.PathLike[str] | Mapping[str, Any]) -> di
         content = annotations if isinstance(annotations, Mapping) else json.loads(Path(annotations).read_bytes())
         images = [{"id": entry["id"]} for entry in content["images"]]
         categories = [{"id": entry["id"], "name": entry["name"]} for entry in content["categories"]]
+        image_ids, category_ids = ({entry["id"] for entry in entries} for entries in (images, categories))
         boxes = [
             {
                 # Numbered anew from 1: an id of 0 would read as "unmatched".
@@ -184,6 +237,8 @@ def _ground_truth(annotations: str | os.PathLike[str] | Mapping[str, Any]) -> di
                 "iscrowd": int(entry.get("iscrowd", 0)),
             }
             for number, entry in enumerate(content["annotations"], start=1)
+            # The library passes over the others too.
+            if entry["image_id"] in image_ids and entry["category_id"] in category_ids
         ]
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         source = "the annotations" if isinstance(annotations, Mapping) else os.fspath(annotations)

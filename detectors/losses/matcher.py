@@ -114,6 +114,7 @@ def union(matches: Matches) -> Matches:
     """Join the matches of all layers into one set that they share (GO-LSD of D-FINE, arXiv 2410.13842, section 4.2).
 
     A query that the layers matched with different objects keeps the one that most of them chose; of equals, the first.
+    (Which of equals the authors keep depends on how torch sorts: theirs differs from here where many layers disagree.)
 
     Args:
         matches: pairs of shape (L, P).

@@ -95,6 +95,106 @@ def test_equals_pycocotools(seed: int) -> None:
     assert per_class["dog"] == -1.0
 
 
+def test_figures_of_classes_and_sizes_equal_pycocotools() -> None:
+    truth = ground_truth()
+    detections = random_detections(truth)
+    evaluator = CocoEvaluator(truth, CATEGORY_IDS)
+    evaluator.process(list(detections), list(detections.values()))
+    reference = by_pycocotools(truth, evaluator.results())
+    params = reference.params
+    by_class = evaluator.class_figures()
+    assert list(by_class) == ["zebra", "cat", "dog"]
+    for name, key in zip(by_class, CATEGORY_IDS, strict=True):
+        assert list(by_class[name]) == list(FIGURES)
+        for figure, (recall, iou, area, limit) in FIGURES.items():
+            values = reference.eval["recall" if recall else "precision"][
+                ..., params.catIds.index(key), params.areaRngLbl.index(area), params.maxDets.index(limit)
+            ]
+            values = values if iou is None else values[np.isclose(params.iouThrs, iou)]
+            expected = values[values > -1].mean() if (values > -1).any() else -1.0
+            assert by_class[name][figure] == pytest.approx(expected, abs=1e-6), (name, figure)
+    assert by_class["zebra"]["AP_small"] != by_class["cat"]["AP_small"]
+    assert set(by_class["dog"].values()) == {-1.0}
+
+
+def test_counts_objects_of_each_size_as_coco_does() -> None:
+    truth = ground_truth()
+    truth["annotations"][0].update(area=32.0**2, category_id=13, iscrowd=0)
+    truth["annotations"][1].update(area=96.0**2, category_id=13, iscrowd=0)
+    truth["annotations"][2].update(category_id=13, iscrowd=1)
+    counts = CocoEvaluator(truth, CATEGORY_IDS).object_counts()
+    assert list(counts) == ["zebra", "cat", "dog"]
+    assert counts["dog"] == {"all": 2, "small": 1, "medium": 2, "large": 1}  # a border belongs to both sides
+    cats = [a for a in truth["annotations"] if a["category_id"] == 7 and not a["iscrowd"]]
+    assert counts["cat"]["all"] == len(cats)
+    assert counts["cat"]["large"] == sum(a["area"] >= 96**2 for a in cats)
+
+
+def test_annotations_of_unknown_images_and_categories_are_passed_over_as_by_pycocotools() -> None:
+    truth = ground_truth()
+    detections = random_detections(truth)
+    evaluator = CocoEvaluator(truth, CATEGORY_IDS)
+    evaluator.process(list(detections), list(detections.values()))
+    expected, counts = evaluator.evaluate(), evaluator.object_counts()
+    strange = [{**truth["annotations"][0], "id": 900, "image_id": 5}, {**truth["annotations"][0], "id": 901}]
+    strange[1]["category_id"] = 8
+    truth["annotations"] += strange
+    evaluator = CocoEvaluator(truth, CATEGORY_IDS)
+    evaluator.process(list(detections), list(detections.values()))
+    assert evaluator.evaluate() == expected
+    assert evaluator.object_counts() == counts
+    reference = by_pycocotools(truth, evaluator.results())
+    np.testing.assert_allclose(list(expected.values()), reference.stats, rtol=0, atol=1e-6)
+
+
+def test_confusion_counts_every_image_and_every_object() -> None:
+    truth = ground_truth()
+    for annotation in truth["annotations"]:
+        annotation["iscrowd"] = 0
+    found = exact(truth, CATEGORY_IDS)
+    evaluator = CocoEvaluator(truth, CATEGORY_IDS)
+    evaluator.process(list(found), list(found.values()))
+    counts = evaluator.object_counts()
+    confusion = evaluator.confusion()
+    assert confusion.class_names == ["zebra", "cat", "dog"]
+    assert confusion.matrix.tolist() == torch.diag(torch.tensor([*(counts[c]["all"] for c in counts), 0])).tolist()
+    # With two classes exchanged, and only one half of the images looked at.
+    evaluator.reset()
+    half = list(found)[::2]
+    for key in half:
+        found[key]["labels"] = 1 - found[key]["labels"]
+    evaluator.process(half, [found[key] for key in half])
+    matrix = evaluator.confusion().matrix
+    seen = {c: sum(a["category_id"] == c and a["image_id"] in half for a in truth["annotations"]) for c in (90, 7)}
+    zebras, cats = counts["zebra"]["all"], counts["cat"]["all"]
+    assert matrix[0].tolist() == [0, seen[90], 0, zebras - seen[90]]
+    assert matrix[1].tolist() == [seen[7], 0, 0, cats - seen[7]]
+    assert not matrix[2:].any()
+
+
+def test_detections_in_crowds_are_not_made_up() -> None:
+    truth = ground_truth()
+    for annotation in truth["annotations"]:
+        annotation["iscrowd"] = 1
+    found = exact(truth, CATEGORY_IDS)
+    evaluator = CocoEvaluator(truth, CATEGORY_IDS)
+    evaluator.process(list(found), list(found.values()))
+    assert not evaluator.confusion().matrix.any()
+
+
+def test_new_detections_change_the_figures() -> None:
+    truth = ground_truth()
+    detections = random_detections(truth)
+    evaluator = CocoEvaluator(truth, CATEGORY_IDS)
+    figures = []
+    for keys in (list(detections)[:15], list(detections)[15:]):
+        evaluator.process(keys, [detections[key] for key in keys])
+        figures.append(evaluator.evaluate())
+    assert figures[0] != figures[1]
+    evaluator.reset()
+    assert set(evaluator.evaluate().values()) == {0.0}
+
+
 def test_results_have_the_original_category_ids_and_corner_and_size() -> None:
     evaluator = CocoEvaluator(ground_truth(), CATEGORY_IDS)
     evaluator.process(

@@ -57,13 +57,17 @@ def test_bad_names() -> None:
         detectors.build_criterion("rtdetrv4_s", num_classes=3, gama=1)
 
 
-@pytest.mark.parametrize(("name", "classification"), [("rtdetrv4_s", "mal"), ("deim_x", "mal"), ("dfine_m", "vfl")])
+@pytest.mark.parametrize(
+    ("name", "classification"),
+    [("rtdetrv4_s", "mal"), ("deim_x", "mal"), ("dfine_m", "vfl"), ("rtdetr_r18", "vfl"), ("deim_rtdetrv2_r50", "mal")],
+)
 def test_criterion_of_each_family(name: str, classification: str) -> None:
     """Weights of the authors' configurations."""
     criterion = detectors.build_criterion(name, num_classes=7)
     assert criterion.classification == classification
     assert criterion.weights == {classification: 1.0, "bbox": 5.0, "giou": 2.0, "fgl": 0.15, "ddf": 1.5}
-    assert (criterion.num_classes, criterion.reg_max, criterion.union_matching) == (7, 32, True)
+    assert (criterion.num_classes, criterion.reg_max) == (7, 32)
+    assert criterion.union_matching == ("rtdetr" not in name or name.startswith("rtdetrv4"))
 
 
 def test_criterion_of_a_spec_with_overrides() -> None:
@@ -76,7 +80,8 @@ def test_public_names() -> None:
     """A name that disappears breaks someone's program."""
     assert detectors.__all__ == [
         "build", "build_criterion", "list_models", "detector_spec", "postprocess", "load_reference_checkpoint",
-        "Detector", "DetectorSpec",
+        "save_pretrained", "from_pretrained", "deploy", "export_onnx", "Predictor",
+        "Detector", "DetectorSpec", "Detections", "LoadReport", "ExportReport",
     ]  # fmt: skip
     assert all(callable(getattr(detectors, name)) for name in detectors.__all__)
     assert set(detectors.__all__) <= set(dir(detectors))
@@ -84,12 +89,13 @@ def test_public_names() -> None:
         detectors.nothing  # noqa: B018
 
 
-def test_import_is_light_and_postprocess_stays_a_function() -> None:
+def test_import_is_light_and_functions_named_like_their_file_stay_functions() -> None:
     program = (
         "import sys, detectors\n"
         "heavy = {'timm', 'torchvision', 'scipy', 'open_clip', 'pycocotools', 'accelerate'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
         "from detectors.postprocess import postprocess\n"
-        "assert detectors.postprocess is postprocess\n"
+        "from detectors.deploy import deploy\n"
+        "assert detectors.postprocess is postprocess and detectors.deploy is deploy\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
