@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from detectors.detector import Detector
     from detectors.export import ExportReport, export_onnx
     from detectors.factory import build, build_criterion
+    from detectors.opening import open_detector
     from detectors.predictor import Predictor
     from detectors.pretrained import from_pretrained, save_pretrained
 
@@ -35,6 +36,7 @@ _HOMES = {
     "LoadReport": "checkpoints",
     "save_pretrained": "pretrained",
     "from_pretrained": "pretrained",
+    "open_detector": "opening",
     "export_onnx": "export",
     "ExportReport": "export",
     "Predictor": "predictor",
@@ -50,6 +52,7 @@ __all__ = [
     "load_reference_checkpoint",
     "save_pretrained",
     "from_pretrained",
+    "open_detector",
     "deploy",
     "export_onnx",
     "Predictor",

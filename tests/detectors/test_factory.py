@@ -80,7 +80,7 @@ def test_public_names() -> None:
     """A name that disappears breaks someone's program."""
     assert detectors.__all__ == [
         "build", "build_criterion", "list_models", "detector_spec", "postprocess", "load_reference_checkpoint",
-        "save_pretrained", "from_pretrained", "deploy", "export_onnx", "Predictor",
+        "save_pretrained", "from_pretrained", "open_detector", "deploy", "export_onnx", "Predictor",
         "Detector", "DetectorSpec", "Detections", "LoadReport", "ExportReport",
     ]  # fmt: skip
     assert all(callable(getattr(detectors, name)) for name in detectors.__all__)
