@@ -48,7 +48,7 @@ class ExportReport:
     images: int
     """Number of pictures that onnxruntime and PyTorch were compared on."""
     undecided: int
-    """Number of further pictures that say nothing: rounding decides which cells become queries, and answers differ."""
+    """Number of further pictures that say nothing: the answers differ, but rounding alone is enough for that."""
     agreement: float
     """Share of the queries, or of the detections, that both found alike."""
     differences: dict[str, float]

@@ -241,10 +241,8 @@ def test_a_wrong_file_is_an_error_and_leaves_no_file(
     edit: Callable[[Any], None],
     message: str,
     write: Callable[..., None],
-    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(onnx_check, "CLOSE", 0.0)
     write(edit)
     (tmp_path / "model.onnx").write_text("an older file")
     with pytest.raises(ExportError, match=message):
@@ -256,7 +254,7 @@ def test_a_wrong_file_is_an_error_and_leaves_no_file(
 def test_where_rounding_decides_on_all_pictures_nothing_is_known(
     write: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(onnx_check, "CLOSE", 100.0)
+    monkeypatch.setattr(onnx_check, "rounding_decides", lambda *_: True)
     write(scale_weights)
     with pytest.raises(ExportError, match=r"could not be checked: .* on all of the 2 pictures .* Give more pictures"):
         export_onnx(build(input_size=(480, 832)), tmp_path / "model.onnx")
@@ -273,11 +271,11 @@ def test_a_picture_on_which_rounding_decides_is_set_aside(
 
     write(lambda graph: None)
     monkeypatch.setattr(onnx_check, "_differences", differ)
-    monkeypatch.setattr(onnx_check, "CLOSE", 0.0)
+    monkeypatch.setattr(onnx_check, "rounding_decides", lambda *_: False)
     model = build(input_size=(480, 832))
     with pytest.raises(ExportError, match="wrong: on picture 2 of 2"):
         export_onnx(model, tmp_path / "model.onnx")
-    monkeypatch.setattr(onnx_check, "CLOSE", 100.0)
+    monkeypatch.setattr(onnx_check, "rounding_decides", lambda *_: True)
     report = export_onnx(model, tmp_path / "model.onnx")
     assert (report.images, report.undecided, report.agreement) == (1, 1, 1.0)
 

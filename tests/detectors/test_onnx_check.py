@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.tiny_detector import tiny_detector
 from torch import Tensor
 
 from detectors.data.transforms import eval_transform
-from detectors.onnx_check import _check_kind, _differences, prepare
-from detectors.onnx_graph import DETECTIONS, RAW, ExportError
+from detectors.onnx_check import LIMITS, Limits, _check_kind, _differences, prepare, rounding_decides
+from detectors.onnx_graph import DETECTIONS, RAW, ExportError, OnnxDetector
 from vfmdistill.errors import InputError
 
 SIZE = torch.tensor([[100, 200]])
@@ -72,6 +73,24 @@ def test_another_class_is_no_agreement() -> None:
     expected, found = detections(), detections()
     found[1][0, 0] = 2
     assert _differences(expected, found, SIZE, DETECTIONS)[:, 0].isinf().tolist() == [True, False, False]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("top_k", [None, 300])
+def test_rounding_decides_where_cells_score_the_same(top_k: int | None) -> None:
+    model = tiny_detector()
+    reference, limits = OnnxDetector(model, top_k), LIMITS["fp32"]
+    (picture,) = prepare(torch.rand(3, 64, 96, generator=torch.Generator().manual_seed(0)), (64, 96))
+    assert not rounding_decides(reference, picture, limits)
+    assert rounding_decides(reference, picture, Limits(0.0, 0.99))  # single and double precision differ by something
+    head = model.decoder.selection.score_head
+    head.weight[0], head.bias[0] = 0, 9  # the best score of every cell
+    assert rounding_decides(reference, picture, limits)
+    model.decoder.num_queries = 1000  # all cells become queries
+    assert not rounding_decides(reference, picture, limits)
+    model.decoder.num_queries = 20
+    head.weight.zero_()  # no cell differs from any other, so that none is missed
+    assert not rounding_decides(reference, picture, limits)
 
 
 @pytest.mark.parametrize(
