@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, CliApp, PydanticBaseSettingsSource
+from pydantic_settings import BaseSettings, CliApp, PydanticBaseSettingsSource, SettingsConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -86,15 +86,9 @@ def parse_options(
     """
     command_line = create_model(
         "CommandLine",
-        __base__=(options, _CommandLine),
+        __base__=(options, CommandLine),
         __doc__=description,
-        __cls_kwargs__={
-            "cli_prog_name": program,
-            "cli_kebab_case": True,
-            "cli_implicit_flags": True,
-            "cli_hide_none_type": True,
-            "cli_avoid_json": True,
-        },
+        __cls_kwargs__={"cli_prog_name": program},
     )
     try:
         parsed: Any = CliApp.run(command_line, cli_args=list(sys.argv[1:] if arguments is None else arguments))
@@ -103,8 +97,12 @@ def parse_options(
     return cast(Options, parsed)
 
 
-class _CommandLine(BaseSettings):
-    """Settings that come from the words of the command line alone."""
+class CommandLine(BaseSettings):
+    """Settings that come from the words of the command line alone, --written-like-this."""
+
+    model_config = SettingsConfigDict(
+        cli_kebab_case=True, cli_implicit_flags=True, cli_hide_none_type=True, cli_avoid_json=True
+    )
 
     @classmethod
     def settings_customise_sources(

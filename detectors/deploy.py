@@ -79,4 +79,4 @@ def _cut_to_answer(model: Detector) -> None:
         for head in ("score_head", "quality"):
             if hasattr(stage, head):
                 setattr(stage, head, nn.Identity())
-    decoder.denoising_embedding, decoder.num_denoising = None, 0
+    decoder.denoising_embedding = None

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_convert
 
 from detectors.decoders.precision import at_least_float32
+from detectors.decoders.prediction import Targets
 
 
 class DenoisingQueries(NamedTuple):
@@ -28,7 +29,7 @@ class DenoisingQueries(NamedTuple):
 
 
 def contrastive_denoising(
-    targets: Sequence[Mapping[str, Tensor]],
+    targets: Targets,
     num_classes: int,
     num_queries: int,
     class_embed: Callable[[Tensor], Tensor],
@@ -88,6 +89,24 @@ def contrastive_denoising(
             "dn_num_split": [labels.shape[1], num_queries],
         },
     )
+
+
+class DenoisingEmbedding(nn.Embedding):
+    """Embedding of the classes, and of padding behind them, from which a decoder makes its denoising queries.
+
+    Args:
+        num_classes: number of classes.
+        dim: width of the queries.
+        settings: of `contrastive_denoising`: `num_denoising`, `label_noise`, `box_noise`, `flip`.
+    """
+
+    def __init__(self, num_classes: int, dim: int, **settings: Any) -> None:
+        super().__init__(num_classes + 1, dim, padding_idx=num_classes)
+        self.settings = settings
+
+    def queries(self, targets: Targets, num_queries: int) -> DenoisingQueries | None:
+        """Return what `contrastive_denoising` makes of the objects, to stand before `num_queries` queries."""
+        return contrastive_denoising(targets, self.num_embeddings - 1, num_queries, self, **self.settings)
 
 
 def prepend(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from detectors.conv_blocks import Activation, ConvNorm
 from detectors.decoders.deformable_attention import DeformableAttention, split_heads
-from detectors.decoders.denoising import contrastive_denoising, prepend
+from detectors.decoders.denoising import DenoisingEmbedding, prepend
 from detectors.decoders.distribution import distances_to_boxes, weighting_function
 from detectors.decoders.layers import MLP, DecoderLayer, Gate
 from detectors.decoders.precision import at_least_float32
@@ -104,17 +104,15 @@ class DFINEDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.num_classes, self.num_heads, self.reg_max = num_classes, num_heads, reg_max
-        self.num_queries, self.num_denoising = num_queries, num_denoising
-        self.noise: dict[str, Any] = {"label_noise": label_noise, "box_noise": box_noise, "flip": flip}
+        self.num_queries = num_queries
         self.eval_index = range(num_layers)[eval_index]
 
         self.input_projections = nn.ModuleList(
             nn.Identity() if channels == dim else ConvNorm(channels, dim) for channels in in_channels
         )
         self.selection = QuerySelection(dim, num_classes, activation)
-        self.denoising_embedding = (
-            nn.Embedding(num_classes + 1, dim, padding_idx=num_classes) if num_denoising > 0 else None
-        )
+        noise = {"num_denoising": num_denoising, "label_noise": label_noise, "box_noise": box_noise, "flip": flip}
+        self.denoising_embedding = DenoisingEmbedding(num_classes, dim, **noise) if num_denoising > 0 else None
         self.position_head = MLP(4, *(factor * dim for factor in position_widths), dim, activation=activation)
         self.first_box_head = MLP(dim, dim, dim, 4, activation=activation, zero_last=True)
         self.stages = nn.ModuleList(
@@ -163,14 +161,7 @@ class DFINEDecoder(nn.Module):
         selected = self.selection(maps, self.num_queries)
         noisy = None
         if self.training and targets is not None and self.denoising_embedding is not None:
-            noisy = contrastive_denoising(
-                targets,
-                self.num_classes,
-                selected.content.shape[1],
-                self.denoising_embedding,
-                self.num_denoising,
-                **self.noise,
-            )
+            noisy = self.denoising_embedding.queries(targets, selected.content.shape[1])
         content, box_logits, mask = prepend(noisy, selected.content.detach(), selected.boxes.detach())
         first, refined = self._refine(content, box_logits, maps, mask)
         if not self.training:

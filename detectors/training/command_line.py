@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, CliApp, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import CliApp, SettingsConfigDict
 
+from detectors.command_line import CommandLine
 from vfmdistill.errors import InputError, unknown_name
 
 from .recipe import Recipe, recipe_for, sentences
@@ -46,25 +47,11 @@ def parse_recipe(
 def _given_options(arguments: list[str], program: str, description: str) -> dict[str, Any]:
     """Return the options that were given, without anything that was not."""
 
-    class Options(Recipe, BaseSettings):
+    class Options(Recipe, CommandLine):
         """The recipe as a command line."""
 
-        model_config = SettingsConfigDict(
-            frozen=True, extra="forbid", protected_namespaces=(), cli_prog_name=program, cli_kebab_case=True,
-            cli_implicit_flags=True, cli_hide_none_type=True, cli_avoid_json=True,
-        )  # fmt: skip
+        model_config = SettingsConfigDict(cli_prog_name=program)
         config: Path | None = Field(None, description="YAML file with any of these settings; options win over it")
-
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            dotenv_settings: PydanticBaseSettingsSource,
-            file_secret_settings: PydanticBaseSettingsSource,
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return ()  # a variable of the environment called SEED or DATA must not change a run
 
         @model_validator(mode="after")
         def _consistent(self) -> Options:
