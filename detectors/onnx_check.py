@@ -10,11 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision import tv_tensors
 
-from detectors.data.transforms import eval_transform
 from detectors.onnx_graph import DETECTIONS, ExportError, OnnxDetector
-from detectors.pixels import Picture, is_one_picture, to_pixels
+from detectors.pixels import Picture, is_one_picture, to_input
 from vfmdistill.errors import InputError
 
 BATCH_CHECKED = 3
@@ -62,15 +60,11 @@ def prepare(pictures: Picture | Iterable[Picture], input_size: tuple[int, int]) 
     Raises:
         InputError: one cannot be read, or there is none.
     """
-    transform = eval_transform(input_size)
     prepared = []
     several: Iterable[Picture] = [pictures] if is_one_picture(pictures) else pictures  # type: ignore[list-item, assignment]
     for picture in several:
-        pixels = to_pixels(picture)
-        height, width = pixels.shape[1:]
-        boxes = tv_tensors.BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=(height, width))
-        image, _ = transform(tv_tensors.Image(pixels), {"boxes": boxes})
-        prepared.append(Prepared(image.as_subclass(Tensor)[None], torch.tensor([[height, width]])))
+        image, size = to_input(picture, input_size)
+        prepared.append(Prepared(image[None], torch.tensor([size])))
     if not prepared:
         raise InputError("images is empty; give some pictures, or None for the ones that come with the package.")
     return prepared

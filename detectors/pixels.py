@@ -11,8 +11,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torchvision import tv_tensors
 
 from detectors.data.images import read_image, to_rgb
+from detectors.data.transforms import eval_transform
 from vfmdistill.errors import InputError
 
 Picture: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor
@@ -50,6 +52,27 @@ def to_pixels(picture: Picture) -> Tensor:
     raise InputError(
         f"a picture is a path, a Pillow image, an array (H, W, 3) or a tensor (3, H, W); got {type(picture).__name__}."
     )
+
+
+def to_input(picture: Picture, input_size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+    """Return a picture as a detector takes it, and its (height, width) before.
+
+    Args:
+        picture: see `to_pixels`.
+        input_size: (height, width) to resize to, as evaluation does: without keeping the aspect ratio.
+
+    Returns:
+        RGB in [0, 1], float32, shape (3, h, w); and the size of the picture as it was.
+
+    Raises:
+        InputError: see `to_pixels`.
+    """
+    pixels = to_pixels(picture)
+    size = (pixels.shape[1], pixels.shape[2])
+    # The transform of evaluation itself, which takes targets too.
+    boxes = tv_tensors.BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=size)
+    image, _ = eval_transform(input_size)(tv_tensors.Image(pixels), {"boxes": boxes})
+    return image.as_subclass(Tensor), size
 
 
 def _decoded(image: Image.Image) -> Image.Image:

@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Literal, overload
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision import tv_tensors
 
-from detectors.data.transforms import eval_transform
 from detectors.detections import Detections
 from detectors.input_size import check_input_size
 from detectors.opening import open_detector
-from detectors.pixels import Picture, is_one_picture, to_pixels
+from detectors.pixels import Picture, is_one_picture, to_input
 from detectors.postprocess import postprocess
 from vfmdistill.errors import InputError
 
@@ -94,7 +92,6 @@ class Predictor:
         self.threshold, self.top_k, self.batch_size, self.precision = threshold, top_k, batch_size, precision
         self.category_ids = detector.category_ids
         self.class_names = detector.class_names or [f"class {index}" for index in range(detector.num_classes)]
-        self._transform = eval_transform(self.input_size)
 
     @overload
     def __call__(self, pictures: Picture) -> Detections: ...  # type: ignore[overload-overlap]  # a str is iterable
@@ -117,7 +114,7 @@ class Predictor:
             InputError: a picture cannot be read or is none, or the network's answer is not finite.
         """
         if is_one_picture(pictures):
-            return self._detect([self._prepare(pictures)])[0]  # type: ignore[arg-type]
+            return self._detect([to_input(pictures, self.input_size)])[0]  # type: ignore[arg-type]
         return list(self.stream(pictures))  # type: ignore[arg-type]
 
     def stream(self, pictures: Iterable[Picture]) -> Iterator[Detections]:
@@ -137,18 +134,9 @@ class Predictor:
     def _prepare_numbered(self, item: tuple[int, Picture]) -> tuple[Tensor, tuple[int, int]]:
         number, picture = item
         try:
-            return self._prepare(picture)
+            return to_input(picture, self.input_size)
         except InputError as error:
             raise InputError(f"picture {number}, counted from 0: {error}") from error
-
-    def _prepare(self, picture: Picture) -> tuple[Tensor, tuple[int, int]]:
-        """Return the resized picture, float32 (3, h, w) in [0, 1], and its (height, width) before."""
-        pixels = to_pixels(picture)
-        size = (pixels.shape[1], pixels.shape[2])
-        # The transform of evaluation itself, which takes targets too.
-        boxes = tv_tensors.BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=size)
-        image, _ = self._transform(tv_tensors.Image(pixels), {"boxes": boxes})
-        return image.as_subclass(Tensor), size
 
     @torch.no_grad()
     def _detect(self, prepared: Sequence[tuple[Tensor, tuple[int, int]]]) -> list[Detections]:
