@@ -106,7 +106,10 @@ class DetectorSpec(BaseModel):
         try:
             return type(self).model_validate({**self.model_dump(), **changes})
         except ValidationError as error:
-            reasons = "; ".join(f"{'.'.join(map(str, item['loc']))} {item['msg']}".strip() for item in error.errors())
+            reasons = "; ".join(
+                f"{'.'.join(map(str, item['loc']))}: {item['msg']}".removeprefix(": ").replace("Value error, ", "")
+                for item in error.errors()
+            )
             raise InputError(f"{self.name} cannot be built with {changes}: {reasons}") from None
 
 
