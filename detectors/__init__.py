@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from detectors.detector import Detector
     from detectors.export import ExportReport, export_onnx
     from detectors.factory import build, build_criterion
+    from detectors.losses.finite import NonFiniteError
+    from detectors.onnx_graph import ExportError
     from detectors.opening import open_detector
     from detectors.predictor import Predictor
     from detectors.pretrained import from_pretrained, save_pretrained
@@ -39,6 +41,8 @@ _HOMES = {
     "open_detector": "opening",
     "export_onnx": "export",
     "ExportReport": "export",
+    "ExportError": "onnx_graph",
+    "NonFiniteError": "losses.finite",
     "Predictor": "predictor",
     "Detections": "detections",
 }
@@ -61,6 +65,8 @@ __all__ = [
     "Detections",
     "LoadReport",
     "ExportReport",
+    "ExportError",
+    "NonFiniteError",
 ]
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from detectors.key_maps import reference_key
 from detectors.state_dict import read_tensors
-from vfmdistill.errors import WeightsError, unknown_name
+from vfmdistill.errors import InputError, WeightsError, unknown_name
 
 RESNET = re.compile(r"resnet\d+d\b")
 RESNET_STEM = ("conv1", "bn1")
@@ -45,6 +45,7 @@ def build_backbone(
 
     Raises:
         UnknownNameError: timm has no such model.
+        InputError: the network has no such stages.
         WeightsError: the weights cannot be had, or the file does not fit.
     """
     import timm
@@ -60,6 +61,8 @@ def build_backbone(
     try:
         backbone: nn.Module = timm.create_model(name, pretrained=from_hub, **options)
     except Exception as error:  # whatever the hub's client, the network or the disk raise
+        if isinstance(error, IndexError):
+            raise InputError(f"the backbone {name!r} does not have all of the stages {tuple(stages)}.") from error
         if not from_hub:
             raise
         raise WeightsError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fnmatch
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from detectors.input_size import InputSize
 from vfmdistill.errors import InputError, unknown_name
@@ -43,8 +43,8 @@ class DetectorSpec(BaseModel):
     decoder_feedforward: int = Field(1024, gt=0)
     decoder_layers: int = Field(6, ge=1)
     decoder_eval_index: int = Field(-1, description="the layer that answers outside training")
-    decoder_points: tuple[int, ...] = Field((3, 6, 3), description="sampling points on each map")
-    decoder_position_widths: tuple[int, ...] = Field(
+    decoder_points: tuple[PositiveInt, ...] = Field((3, 6, 3), description="sampling points on each map")
+    decoder_position_widths: tuple[PositiveInt, ...] = Field(
         (2,), description="hidden widths of the perceptron that embeds boxes, in units of decoder_dim"
     )
     activation: Literal["relu", "silu"] = Field("silu", description="of the decoder and its heads")
@@ -69,8 +69,8 @@ class DetectorSpec(BaseModel):
     @field_validator("backbone_stages")
     @classmethod
     def _ascend(cls, stages: tuple[int, ...]) -> tuple[int, ...]:
-        if not stages or list(stages) != sorted(set(stages)):
-            raise ValueError(f"stages must ascend, got {stages}")
+        if not stages or stages[0] < 0 or list(stages) != list(range(stages[0], stages[0] + len(stages))):
+            raise ValueError(f"stages must follow each other, each map half as large as the one before; got {stages}")
         return stages
 
     @model_validator(mode="after")

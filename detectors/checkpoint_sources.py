@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detectors.coco_names import COCO_IDS, COCO_NAMES
+from detectors.coco_names import COCO_IDS, COCO_NAMES, in_coco_spelling
 from detectors.detector import Detector
 from detectors.detector_config import CONFIG, FORMAT, read_json
 from detectors.key_maps import IGNORED, reference_key
@@ -85,6 +86,8 @@ def open_checkpoint(source: str | Path | Mapping[str, Any], model: Detector) -> 
     """
     if isinstance(source, Mapping):
         return _from_state_dict(find_state_dict(source))
+    if not isinstance(source, (str, os.PathLike)):
+        raise WeightsError(f"weights come from a file, a folder or a state dict; got {type(source).__name__}.")
     path = Path(source).expanduser()
     if not path.is_dir():
         return _from_state_dict(find_state_dict(read_weights_file(path)))
@@ -137,6 +140,8 @@ def _published(
     scores = tensors.get(names(OUR_SCORES)[0])
     if class_names is None and scores is not None and scores.numel() == len(COCO_NAMES):
         class_names = COCO_NAMES
+    if class_names is not None:
+        class_names = in_coco_spelling(class_names)
     ids = COCO_IDS if class_names is not None and tuple(class_names) == COCO_NAMES else None
     return Checkpoint(tensors, names, ignored, class_names, ids)
 

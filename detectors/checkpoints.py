@@ -29,7 +29,8 @@ class LoadReport:
     ignored: dict[str, str]
     """The checkpoint's names of tensors that were left aside → why."""
     kept: tuple[str, ...]
-    """Our names of step counters that the checkpoint does not have; they stay as they are."""
+    """Our names of what the checkpoint may lack, step counters of norms and the embedding of denoising queries; they
+    stay as they are."""
     classes: ClassMatch
     """Which classes' rows come from the checkpoint, which are new, and which were dropped."""
 
@@ -41,7 +42,11 @@ class LoadReport:
             for reason in reasons
         ]
         if self.kept:
-            lines.append(f"{len(self.kept)} step counters of batch norms kept: the checkpoint has none")
+            counters = [key for key in self.kept if key != EMBEDDING]
+            if counters:
+                lines.append(f"{len(counters)} step counters of batch norms kept: the checkpoint has none")
+            if EMBEDDING in self.kept:
+                lines.append("the embedding of denoising queries is new: the checkpoint was trained without them")
         return "\n".join(lines)
 
 
@@ -56,7 +61,8 @@ def load_reference_checkpoint(
     report names them. Names are compared as `match_classes` says: transformers' checkpoints of COCO call some classes
     by other names ("sofa"); `source_class_names=COCO_NAMES` makes them COCO's.
 
-    A detector without class names takes over the checkpoint's, if they are distinct, and with them its category ids.
+    A detector without class names takes over the checkpoint's, if they are distinct; one without category ids those of
+    a checkpoint with the same classes.
     `model.license` becomes the licence that a folder of ours states, else None: other checkpoints do not carry one.
 
     Args:
@@ -77,7 +83,7 @@ def load_reference_checkpoint(
     names = {key: checkpoint.names(key) for key in ours}
     ignored = _check_names(model, checkpoint, names)
     given = {key: tensor for key in ours if (tensor := checkpoint.get(key)) is not None}
-    class_names = checkpoint.class_names if source_class_names is None else list(source_class_names)
+    class_names = checkpoint.class_names if source_class_names is None else tuple(source_class_names)
     match = match_classes(model.num_classes, model.class_names, given[OUR_SCORES].numel(), class_names)
     filled = {key: move_rows(key, tensor, ours[key], match) for key, tensor in given.items()}
     _check_shapes(model, filled, ours, names)
@@ -85,8 +91,9 @@ def load_reference_checkpoint(
         ours[key].copy_(value)
     if model.class_names is None and class_names is not None and len(set(class_names)) == len(class_names):
         model.class_names = list(class_names)
-        if model.category_ids is None and checkpoint.category_ids is not None and source_class_names is None:
-            model.category_ids = list(checkpoint.category_ids)
+    renamed = source_class_names is not None and class_names != checkpoint.class_names
+    if model.category_ids is None and checkpoint.category_ids is not None and match.in_order and not renamed:
+        model.category_ids = list(checkpoint.category_ids)
     model.license = checkpoint.license
     return LoadReport(tuple(filled), ignored, tuple(key for key in ours if key not in filled), match)
 
@@ -94,7 +101,12 @@ def load_reference_checkpoint(
 def _check_names(model: Detector, checkpoint: Checkpoint, names: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
     """Return what the checkpoint holds beside our tensors → why it is not needed."""
     given = checkpoint.tensors.keys()
-    missing = [name for key, parts in names.items() for name in parts if name not in given and not OPTIONAL.search(key)]
+    missing = [
+        name
+        for key, parts in names.items()
+        for name in parts
+        if name not in given and not OPTIONAL.search(key) and key != EMBEDDING
+    ]
     rules = checkpoint.ignored
     if EMBEDDING not in names:
         rules += tuple(
@@ -112,7 +124,7 @@ def _check_names(model: Detector, checkpoint: Checkpoint, names: Mapping[str, tu
         raise WeightsError(
             f"the checkpoint does not belong to {model.spec.name!r}: {len(missing)} tensors are missing "
             f"(first, in its names: {missing[:5]}), {len(left_over)} are left over (first: {left_over[:5]}). "
-            "Build the detector that it was trained as."
+            + ("Load it before detectors.deploy." if model.deployed else "Build the detector that it was trained as.")
         )
     return ignored
 

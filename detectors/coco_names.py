@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 # Category id in COCO's annotation files → name, ascending: the order of the logits.
 COCO_CATEGORIES: dict[int, str] = {
     1: "person", 2: "bicycle", 3: "car", 4: "motorcycle", 5: "airplane", 6: "bus", 7: "train", 8: "truck",
@@ -20,3 +22,15 @@ COCO_CATEGORIES: dict[int, str] = {
 
 COCO_NAMES: tuple[str, ...] = tuple(COCO_CATEGORIES.values())
 COCO_IDS: tuple[int, ...] = tuple(COCO_CATEGORIES)
+
+# What some label lists of COCO, among them those of published transformers checkpoints, call a class → COCO's name.
+SPELLINGS: dict[str, str] = {
+    "motorbike": "motorcycle", "aeroplane": "airplane", "sofa": "couch", "pottedplant": "potted plant",
+    "diningtable": "dining table", "tvmonitor": "tv",
+}  # fmt: skip
+
+
+def in_coco_spelling(names: Sequence[str]) -> Sequence[str]:
+    """Return COCO's names for a list of all its classes, in order, that spells some otherwise; other lists as given."""
+    spelled = tuple(SPELLINGS.get(name, name) for name in names)
+    return COCO_NAMES if spelled == COCO_NAMES else names

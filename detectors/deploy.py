@@ -66,7 +66,7 @@ def copy_for_inference(model: Detector) -> Detector:
         id(hooks): OrderedDict[int, object]()
         for module in model.modules()
         for name, hooks in vars(module).items()
-        if name.endswith("_hooks") or "_hooks_" in name
+        if isinstance(hooks, OrderedDict) and (name.endswith("_hooks") or "_hooks_" in name)
     }
     return copy.deepcopy(model, memo).eval().requires_grad_(False)
 

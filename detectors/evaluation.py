@@ -78,6 +78,10 @@ class CocoEvaluator:
         self._truth = _ground_truth(annotations)
         names = {entry["id"]: entry["name"] for entry in self._truth["categories"]}
         self.category_ids = sorted(names) if category_ids is None else list(category_ids)
+        if len(set(names.values())) < len(names):
+            raise InputError(
+                f"two categories of the annotations have the same name: {sorted(names.values())}. Name each once."
+            )
         if sorted(self.category_ids) != sorted(names):
             raise InputError(
                 f"category ids {self.category_ids} are not those of the annotations, {sorted(names)}; "

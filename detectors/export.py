@@ -101,7 +101,7 @@ def export_onnx(
     from detectors.onnx_check import LIMITS, compare, prepare
     from detectors.onnx_graph import OPSET, OnnxDetector, write_onnx
 
-    target = Path(path)
+    target = Path(path).expanduser()
     if target.is_dir():
         raise InputError(f"{target} is a folder; give a file, for example {target / 'model.onnx'}.")
     if precision not in get_args(Precision):

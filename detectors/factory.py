@@ -122,6 +122,8 @@ def _build_decoder(spec: DetectorSpec, num_classes: int) -> DFINEDecoder | RTDET
 
 def _count_classes(num_classes: int | None, class_names: Sequence[str] | None) -> int:
     if class_names is not None:
+        if isinstance(class_names, str) or not all(isinstance(name, str) and name for name in class_names):
+            raise InputError(f"class_names must be a list of names, got {class_names!r}.")
         if len(set(class_names)) != len(class_names):
             raise InputError(f"class_names holds the same name twice: {list(class_names)}.")
         if num_classes is not None and num_classes != len(class_names):
@@ -131,6 +133,8 @@ def _count_classes(num_classes: int | None, class_names: Sequence[str] | None) -
         num_classes = len(class_names)
     if num_classes is None:
         raise InputError("the number of classes is missing: give num_classes=80, or class_names=[...].")
+    if not isinstance(num_classes, int):
+        raise InputError(f"num_classes must be a whole number, got {num_classes!r}.")
     if num_classes < 1:
         raise InputError(f"a detector needs at least one class, got {num_classes}.")
     return num_classes

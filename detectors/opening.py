@@ -58,7 +58,7 @@ def locate_detector(source: str | os.PathLike[str]) -> Path:
     Raises:
         InputError: there is no such folder, or it is none of these.
     """
-    folder = Path(source)
+    folder = Path(source).expanduser()
     if folder.is_file():
         raise InputError(
             f"{folder} is a file, which does not say what model it belongs to: {_ACCEPTED}. Weights of the authors are "

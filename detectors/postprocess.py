@@ -14,7 +14,7 @@ from vfmdistill.errors import InputError
 
 @torch.no_grad()
 def postprocess(
-    outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]], top_k: int = 300
+    outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]] | Tensor, top_k: int = 300
 ) -> list[dict[str, Tensor]]:
     """Turn a detector's outputs into scored boxes in pixels, best first.
 
@@ -23,7 +23,7 @@ def postprocess(
 
     Args:
         outputs: `pred_logits` (N, Q, C) and `pred_boxes` (N, Q, 4), cxcywh in [0, 1].
-        sizes: (height, width) of each image as it was before resizing, in pixels.
+        sizes: (height, width) of each image as it was before resizing, in pixels; or a tensor (N, 2) of them.
         top_k: detections per image; there are never more than Q · C.
 
     Returns:
@@ -34,12 +34,19 @@ def postprocess(
         InputError: there are not as many sizes as images, or `top_k` is not positive.
     """
     logits, boxes = outputs["pred_logits"], outputs["pred_boxes"]
+    sizes = torch.as_tensor([list(map(int, _pair(size))) for size in sizes], device=boxes.device)
     if len(sizes) != len(logits):
         raise InputError(f"got {len(sizes)} sizes for {len(logits)} images; give (height, width) of each image.")
     if top_k < 1:
         raise InputError(f"top_k must be at least 1, got {top_k}.")
-    ranked = rank(logits, boxes, torch.tensor(list(sizes), device=boxes.device).reshape(-1, 2), top_k)
+    ranked = rank(logits, boxes, sizes.reshape(-1, 2), top_k)
     return [{"scores": score, "labels": label, "boxes": box} for score, label, box in zip(*ranked, strict=True)]
+
+
+def _pair(size: object) -> Sequence[int]:
+    if isinstance(size, (Sequence, Tensor)) and not isinstance(size, str) and len(size) == 2:
+        return size  # type: ignore[return-value]  # of a tensor's numbers too, each is an integer
+    raise InputError(f"a size is (height, width) of an image in pixels, one for each image; got {size!r}.")
 
 
 def rank(logits: Tensor, boxes: Tensor, sizes: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -67,7 +67,9 @@ def save_pretrained(model: Detector, directory: str | Path, *, license: str | No
         weights.unlink(missing_ok=True)
         config.unlink(missing_ok=True)
         if isinstance(error, ValidationError):
-            reasons = "; ".join(item["msg"] for item in error.errors())
+            reasons = "; ".join(
+                f"{'.'.join(map(str, item['loc']))}: {item['msg']}".removeprefix(": ") for item in error.errors()
+            )
             raise InputError(f"the detector cannot be saved: {reasons}.") from None
         raise
     weights.replace(directory / WEIGHTS)

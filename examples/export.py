@@ -12,17 +12,15 @@ ids, input size and licence are in its metadata.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
-from rich.console import Console
 from rich.table import Table
 
 from detectors.catalog import CATALOG
 from detectors.checkpoints import load_reference_checkpoint
-from detectors.command_line import parse_options
+from detectors.command_line import parse_options, plain_console
 from detectors.detector import Detector
 from detectors.export import ExportReport, Precision, export_onnx
 from detectors.factory import build
@@ -72,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> ExportReport:
         program="export.py",
         description="Write a detector as an ONNX file, checked against PyTorch.",
     )
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = plain_console()
     detector = options.open()
     with console.status("exporting"):
         report = export_onnx(

@@ -45,7 +45,7 @@ class Options(PredictorOptions):
     sources: CliPositionalArg[list[Path]] = Field(description="images, videos, and folders to look through for both")
     output: Path = Field(Path("runs/predict"), description="folder that receives detections and drawn pictures")
     threshold: float = Field(0.5, ge=0, le=1, description="lowest score of a detection")
-    classes: list[str] = Field([], description="names of the classes to keep; none: all")
+    classes: list[str] = Field([], description="names of the classes to keep, of the --top-k best; none: all")
     draw: bool = Field(True, description="also draw what was found")
 
 

@@ -105,7 +105,8 @@ class Criterion(nn.Module):
                 `ref_points` (N, Q, 4), `up`, `reg_scale` and `pre_outputs`; in `aux_outputs` then `teacher_corners` and
                 `teacher_logits` of the final layer. With denoising `dn_outputs` (all layers, the final one last),
                 `dn_meta` and, with edge distributions, `dn_pre_outputs`.
-            targets: for each image `labels` (M,), int64, and `boxes` (M, 4), cxcywh in [0, 1]; M may be 0.
+            targets: for each image `labels` (M,), int64, from 0 to C − 1, and `boxes` (M, 4), cxcywh in [0, 1]; M may
+                be 0. Their values are not checked, which would wait for the device.
 
         Returns:
             `loss_mal` (or vfl, focal), `loss_bbox`, `loss_giou` and, with edge distributions, `loss_fgl` of the final
@@ -124,6 +125,8 @@ class Criterion(nn.Module):
                     "build both with the same num_classes."
                 )
             device = layers.boxes.device
+            if uneven := [i for i, target in enumerate(targets) if len(target["labels"]) != len(target["boxes"])]:
+                raise InputError(f"images {uneven} of the batch have other numbers of labels than of boxes.")
             labels = torch.cat([target["labels"] for target in targets])
             boxes = torch.cat([target["boxes"] for target in targets]).to(layers.boxes.dtype)
 

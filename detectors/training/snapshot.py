@@ -113,7 +113,8 @@ def load_checkpoint(path: str | Path) -> Detector:
         InputError: there is no complete checkpoint.
     """
     tensors, state = read_checkpoint(Path(path))
-    model = build(state["model"], class_names=state["class_names"], **state["options"])
+    with torch.random.fork_rng(devices=[]):
+        model = build(state["model"], class_names=state["class_names"], **state["options"])
     model.category_ids = state["category_ids"]
     model.load_state_dict(tensors["ema"])
     return model.eval()

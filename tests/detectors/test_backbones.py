@@ -10,7 +10,7 @@ from torch import nn
 
 from detectors.backbones import build_backbone
 from detectors.key_maps import reference_key
-from vfmdistill.errors import UnknownNameError, WeightsError
+from vfmdistill.errors import InputError, UnknownNameError, WeightsError
 
 
 def num_parameters(module: nn.Module) -> int:
@@ -133,6 +133,11 @@ def test_without_network_the_way_by_file_is_named(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(WeightsError, match=r"hgnetv2_b0.*service not known.*pretrained_backbone='/path/to/"):
         build_backbone("hgnetv2_b0", (3,), pretrained=True)
+
+
+def test_stages_that_do_not_exist_are_named() -> None:
+    with pytest.raises(InputError, match=r"'hgnetv2_b0' does not have all of the stages \(3, 4\)"):
+        build_backbone("hgnetv2_b0", (3, 4))
 
 
 def test_an_unknown_name_suggests_the_nearest() -> None:

@@ -168,6 +168,34 @@ def test_the_embedding_is_not_needed_without_denoising() -> None:
     assert "without denoising" in report.ignored["decoder.denoising_class_embed.weight"]
 
 
+def test_weights_trained_without_denoising_start_a_training_with_it() -> None:
+    state = published()
+    del state["decoder.denoising_class_embed.weight"]
+    model = build()
+    before = model.decoder.denoising_embedding.weight.clone()
+    report = load_reference_checkpoint(model, state)
+    assert report.kept == ("decoder.denoising_embedding.weight",)
+    assert "embedding of denoising queries is new" in str(report)
+    assert torch.equal(model.decoder.denoising_embedding.weight, before)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_wrapped_models_put_a_prefix_before_every_name(prefix: str) -> None:
+    state = {prefix + key: value for key, value in published().items()}
+    model = build()
+    load_reference_checkpoint(model, {"model_state_dict": state})
+    assert torch.equal(model.decoder.selection.score_head.bias, published()["decoder.enc_score_head.bias"])
+
+
+def test_weights_do_not_go_into_a_deployed_detector() -> None:
+    assert_refused(detectors.deploy(build()), published(), r"Load it before detectors\.deploy")
+
+
+@pytest.mark.parametrize("source", [None, torch.nn.Linear(1, 1), b"weights"])
+def test_other_sources_are_refused(source: Any) -> None:
+    assert_refused(build(), source, "from a file, a folder or a state dict; got ")
+
+
 def assert_refused(model: Detector, state: Any, message: str, **options: Any) -> None:
     """The error says what is wrong, and no tensor has changed."""
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -264,6 +292,12 @@ def test_the_names_are_taken_over_where_the_detector_has_none() -> None:
     assert report.classes.in_order
     assert model.class_names == list(COCO_NAMES)
     assert model.category_ids == list(COCO_IDS)
+    named = detectors.build("deim_n", class_names=COCO_NAMES, **OPTIONS)
+    load_reference_checkpoint(named, coco())
+    assert named.category_ids == list(COCO_IDS)
+    renamed = build(num_classes=80)
+    load_reference_checkpoint(renamed, coco(), source_class_names=[f"thing {index}" for index in range(80)])
+    assert renamed.category_ids is None  # other classes, of which the ids are not known
     few = build()
     load_reference_checkpoint(few, published())
     assert few.class_names is None

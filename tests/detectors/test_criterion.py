@@ -325,6 +325,9 @@ def test_bad_arguments():
     outputs, targets = example(1)
     with pytest.raises(InputError, match="the outputs have 6 classes, the criterion 7"):
         Criterion(7)(outputs, targets)
+    uneven = [{**targets[0], "boxes": targets[0]["boxes"][1:]}, *targets[1:]]
+    with pytest.raises(InputError, match=r"images \[0\] of the batch have other numbers of labels than of boxes"):
+        Criterion(CLASSES)(outputs, uneven)
     with pytest.raises(UnknownNameError, match="unknown classification loss 'mall'; nearest: mal"):
         Criterion(CLASSES, classification="mall")
     with pytest.raises(UnknownNameError, match="unknown loss 'loss_giou'; nearest: giou"):

@@ -94,6 +94,12 @@ def test_the_given_detector_stays_as_it_is() -> None:
     assert not model.deployed
 
 
+def test_attributes_that_are_only_called_like_hooks_are_copied() -> None:
+    model = build("deim_n")
+    model.backbone.feature_hooks = None  # as timm's MobileNetV3 has it
+    assert deploy(model).backbone.feature_hooks is None
+
+
 def test_an_attached_student_is_deployed_without_the_distiller() -> None:
     student = build("deim_n").train()
     with vfmdistill.attach(student, nn.Conv2d(3, 6, 16, 16)) as distiller:

@@ -304,6 +304,9 @@ def test_bad_input(tmp_path: Path) -> None:
     truth = ground_truth()
     with pytest.raises(InputError, match=r"\[7, 13\] are not those of the annotations, \[7, 13, 90\]"):
         CocoEvaluator(truth, [7, 13])
+    twins = {**truth, "categories": [{**entry, "name": "cat"} for entry in truth["categories"]]}
+    with pytest.raises(InputError, match="two categories of the annotations have the same name"):
+        CocoEvaluator(twins)
     with pytest.raises(InputError, match="KeyError: 'images'"):
         CocoEvaluator({})
     with pytest.raises(InputError, match=r"nowhere\.json cannot be read"):

@@ -32,6 +32,9 @@ def test_classes_by_number_or_by_name() -> None:
         ({"class_names": ["cat", "cat"]}, "same name twice"),
         ({"num_classes": 0}, "at least one class"),
         ({"class_names": []}, "at least one class"),
+        ({"class_names": "cat"}, "class_names must be a list of names, got 'cat'"),
+        ({"class_names": [1, 2]}, "class_names must be a list of names"),
+        ({"num_classes": 3.0}, "num_classes must be a whole number, got 3.0"),
     ],
 )
 def test_classes_have_to_be_told(options: dict[str, Any], message: str) -> None:
@@ -82,6 +85,7 @@ def test_public_names() -> None:
         "build", "build_criterion", "list_models", "detector_spec", "postprocess", "load_reference_checkpoint",
         "save_pretrained", "from_pretrained", "open_detector", "deploy", "export_onnx", "Predictor",
         "Detector", "DetectorSpec", "Detections", "LoadReport", "ExportReport",
+        "ExportError", "NonFiniteError",
     ]  # fmt: skip
     assert all(callable(getattr(detectors, name)) for name in detectors.__all__)
     assert set(detectors.__all__) <= set(dir(detectors))

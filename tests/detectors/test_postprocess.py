@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -54,6 +56,20 @@ def test_keeps_no_gradient_and_no_part_of_its_input() -> None:
     detections = postprocess(given, sizes=[(10, 10)] * 2)
     assert not any(value.requires_grad for detection in detections for value in detection.values())
     assert torch.equal(given["pred_boxes"], before)
+
+
+@pytest.mark.parametrize("tensor", [torch.tensor([[100, 200], [10, 10]]), [torch.tensor([100, 200]), (10, 10)]])
+def test_sizes_may_be_tensors(tensor: Any) -> None:
+    for ours, expected in zip(
+        postprocess(outputs(), tensor), postprocess(outputs(), [(100, 200), (10, 10)]), strict=True
+    ):
+        assert torch.equal(ours["boxes"], expected["boxes"])
+
+
+@pytest.mark.parametrize("sizes", [[480, 640], [(480, 640, 3)] * 2, ["ab", "cd"]])
+def test_sizes_of_another_form_are_refused(sizes: Any) -> None:
+    with pytest.raises(InputError, match=r"a size is \(height, width\) .*; got"):
+        postprocess(outputs(), sizes)
 
 
 def test_bad_input() -> None:

@@ -79,7 +79,7 @@ def test_what_is_shipped_is_the_best_average_and_nothing_else(trained: tuple[Pat
     assert config["options"]["input_size"] == [64, 64]
 
 
-@pytest.mark.parametrize("part", ["pretrained", "checkpoints/best_0000"])
+@pytest.mark.parametrize("part", ["pretrained", "checkpoints/best_0000", "."])
 def test_fine_tuning_keeps_the_rows_of_known_classes(
     toy: Path, trained: tuple[Path, list[dict[str, Any]]], tmp_path: Path, part: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
