@@ -30,7 +30,11 @@ R101: dict[str, Any] = {**R50, "model_type": "rt_detr_v2", "encoder_hidden_dim":
     ("content", "name"), [(DFINE_S, "dfine_s"), (R50, "rtdetr_r50"), (R101, "rtdetrv2_r101"), (R50, "rtdetrv2_r50")]
 )
 def test_published_settings_fit_ours(content: dict[str, Any], name: str) -> None:
-    TransformersConfig.model_validate(content).check(detector_spec(name), Path("folder"))
+    config, spec = TransformersConfig.model_validate(content), detector_spec(name)
+    config.check(spec, Path("folder"))  # raises where they differ
+    options = config.options()
+    assert len(options) >= 17
+    assert {field: getattr(spec, field) for field in options} == options
 
 
 @pytest.mark.parametrize(
