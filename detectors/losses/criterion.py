@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,6 +40,19 @@ CLASSIFICATION: dict[str, Callable[..., Tensor]] = {
 BOX_WEIGHTS = {"bbox": 5.0, "giou": 2.0, "fgl": 0.15, "ddf": 1.5}
 
 
+class _Divisors(NamedTuple):
+    """What sums over a batch are divided by."""
+
+    own: Tensor
+    """The classification loss."""
+    shared: Tensor
+    """Box losses and FGL."""
+    matched: Tensor | int
+    """DDF of matched queries."""
+    others: Tensor | int
+    """DDF of the others."""
+
+
 class Criterion(nn.Module):
     """Compares the training outputs of a DETR with the objects of its images.
 
@@ -47,8 +60,9 @@ class Criterion(nn.Module):
     The classification loss takes a layer's own matches and is divided by the number of objects. With `union_matching`
     the box and edge losses of all layers take the union of their matches and are divided by its size (GO-LSD of D-FINE,
     arXiv 2410.13842, section 4.2); without, they go as the classification loss. Denoising queries know their objects:
-    all their losses are divided by the number of objects times that of denoising groups. These numbers are means over
-    all processes, at least 1.
+    all their losses are divided by the number of objects times that of denoising groups. These numbers, and those that
+    the means of DDF are taken over, are means over all processes, at least 1: the losses' mean over the processes is
+    that of the joined batch, denoising aside, whose groups depend on the images that a process has together.
 
     Losses are computed in float32 or, for float64 outputs, in float64, also under autocast. A loss that is not finite
     is returned as it is: see `detectors.losses.finite.check_finite`.
@@ -95,7 +109,9 @@ class Criterion(nn.Module):
         self.reg_max = reg_max
         self.union_matching = union_matching
 
-    def forward(self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    def forward(
+        self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Tensor]], counts: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Return every loss, weighted, as a scalar under its name.
 
         Args:
@@ -107,6 +123,8 @@ class Criterion(nn.Module):
                 `dn_meta` and, with edge distributions, `dn_pre_outputs`.
             targets: for each image `labels` (M,), int64, from 0 to C − 1, and `boxes` (M, 4), cxcywh in [0, 1]; M may
                 be 0. Their values are not checked, which would wait for the device.
+            counts: the mean of `count` over the parts of a batch that is accumulated from several; None: this is all
+                of it.
 
         Returns:
             `loss_mal` (or vfl, focal), `loss_bbox`, `loss_giou` and, with edge distributions, `loss_fgl` of the final
@@ -119,34 +137,70 @@ class Criterion(nn.Module):
         """
         with torch.autocast(outputs["pred_boxes"].device.type, enabled=False):
             layers = matching_layers(outputs, self.reg_max)
-            if layers.logits.shape[-1] != self.num_classes:
-                raise InputError(
-                    f"the outputs have {layers.logits.shape[-1]} classes, the criterion {self.num_classes}; "
-                    "build both with the same num_classes."
-                )
-            device = layers.boxes.device
-            if uneven := [i for i, target in enumerate(targets) if len(target["labels"]) != len(target["boxes"])]:
-                raise InputError(f"images {uneven} of the batch have other numbers of labels than of boxes.")
+            own, shared = self._match(layers, targets)
             labels = torch.cat([target["labels"] for target in targets])
             boxes = torch.cat([target["boxes"] for target in targets]).to(layers.boxes.dtype)
-
-            names = [suffix.removeprefix("_") or "main" for suffix in layers.suffixes]
-            matches = self.matcher(layers.logits, layers.boxes, targets, names)
-            own = matching_pairs(matches, device)
-            shared = matching_pairs(union(matches), device) if self.union_matching else own
-            num_matched = shared.query.shape[1]
-            num_shared = num_matched if self.union_matching else len(labels)
-            divisors = _mean_over_processes([len(labels), num_shared], layers.boxes)
-            images, queries = layers.boxes.shape[1:3]
-            share = matched_share(num_matched, images * queries - num_matched)
-            losses = self._losses(layers, labels, boxes, own, shared, divisors, share)
+            given = self._counts(layers, len(labels), shared) if counts is None else counts
+            objects, num_shared, matched, queries = _mean_over_processes(given.to(layers.boxes)).unbind()
+            others = queries - matched
+            share = matched_share(matched, others)
+            means = _Divisors(objects.clamp(min=1), num_shared.clamp(min=1), matched.clamp(min=1), others.clamp(min=1))
+            losses = self._losses(layers, labels, boxes, own, shared, means, share)
 
             denoising = denoising_layers(outputs, self.reg_max)
             if denoising is not None:
-                pairs = denoising_pairs(outputs["dn_meta"], [len(target["labels"]) for target in targets], device)
-                divisors = divisors[:1] * outputs["dn_meta"]["dn_num_group"]
-                losses |= self._losses(denoising, labels, boxes, pairs, pairs, divisors.expand(2), share)
+                pairs = denoising_pairs(
+                    outputs["dn_meta"], [len(target["labels"]) for target in targets], layers.boxes.device
+                )
+                images, denoising_queries = denoising.boxes.shape[1:3]
+                positive = pairs.query.shape[1]
+                divisor = means.own * outputs["dn_meta"]["dn_num_group"]
+                means = _Divisors(divisor, divisor, max(positive, 1), max(images * denoising_queries - positive, 1))
+                losses |= self._losses(denoising, labels, boxes, pairs, pairs, means, share)
         return losses
+
+    @torch.no_grad()
+    def count(self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Tensor]]) -> Tensor:
+        """Return the numbers that the losses of a part of a batch are divided by, for `forward`'s `counts`.
+
+        A batch that is accumulated from equal parts gives the losses and gradients of the whole if every part is
+        weighted with one over their number and computed with the mean of their counts.
+
+        Args:
+            outputs: as for `forward`.
+            targets: as for `forward`.
+
+        Returns:
+            Shape (4,): objects, matches of box and edge losses, matched queries, all queries.
+
+        Raises:
+            InputError: as `forward`.
+            NonFiniteError: as `forward`.
+        """
+        with torch.autocast(outputs["pred_boxes"].device.type, enabled=False):
+            layers = matching_layers(outputs, self.reg_max)
+            _, shared = self._match(layers, targets)
+            return self._counts(layers, sum(len(target["labels"]) for target in targets), shared)
+
+    def _match(self, layers: Layers, targets: Sequence[Mapping[str, Tensor]]) -> tuple[Pairs, Pairs]:
+        """Return the layers' own matches, and those that box and edge losses take."""
+        if layers.logits.shape[-1] != self.num_classes:
+            raise InputError(
+                f"the outputs have {layers.logits.shape[-1]} classes, the criterion {self.num_classes}; "
+                "build both with the same num_classes."
+            )
+        if uneven := [i for i, target in enumerate(targets) if len(target["labels"]) != len(target["boxes"])]:
+            raise InputError(f"images {uneven} of the batch have other numbers of labels than of boxes.")
+        names = [suffix.removeprefix("_") or "main" for suffix in layers.suffixes]
+        matches = self.matcher(layers.logits, layers.boxes, targets, names)
+        own = matching_pairs(matches, layers.boxes.device)
+        return own, matching_pairs(union(matches), layers.boxes.device) if self.union_matching else own
+
+    def _counts(self, layers: Layers, num_objects: int, shared: Pairs) -> Tensor:
+        num_matched = shared.query.shape[1]
+        images, queries = layers.boxes.shape[1:3]
+        counts = [num_objects, num_matched if self.union_matching else num_objects, num_matched, images * queries]
+        return to_device(np.array(counts), layers.boxes.device)
 
     def _losses(
         self,
@@ -155,17 +209,17 @@ class Criterion(nn.Module):
         boxes: Tensor,
         own: Pairs,
         shared: Pairs,
-        divisors: Tensor,
-        share: float,
+        divisors: _Divisors,
+        share: Tensor,
     ) -> dict[str, Tensor]:
-        """Return the weighted losses of all layers by name; the two divisors are those of `own` and of `shared`."""
-        values = {self.classification: self._classification(layers, labels, boxes, own) / divisors[0]}
+        """Return the weighted losses of all layers by name; `share` is the matched queries' weight in DDF."""
+        values = {self.classification: self._classification(layers, labels, boxes, own) / divisors.own}
         predicted, wanted = layers.boxes[shared.at(len(layers.boxes))], boxes[shared.target]
-        values["bbox"] = box_l1_loss(predicted, wanted).sum(-1) / divisors[1]
-        values["giou"] = giou_loss(predicted, wanted).sum(-1) / divisors[1]
+        values["bbox"] = box_l1_loss(predicted, wanted).sum(-1) / divisors.shared
+        values["giou"] = giou_loss(predicted, wanted).sum(-1) / divisors.shared
         if layers.edges is not None:
-            fgl, ddf = _edge_losses(layers.edges, layers.boxes, boxes, shared, share)
-            values["fgl"] = fgl / divisors[1]
+            fgl, ddf = _edge_losses(layers.edges, layers.boxes, boxes, shared, divisors, share)
+            values["fgl"] = fgl / divisors.shared
             if ddf is not None:
                 values["ddf"] = ddf
         # Edge losses exist for the leading layers only.
@@ -186,7 +240,7 @@ class Criterion(nn.Module):
 
 
 def _edge_losses(
-    edges: Edges, predicted: Tensor, boxes: Tensor, pairs: Pairs, share: float
+    edges: Edges, predicted: Tensor, boxes: Tensor, pairs: Pairs, divisors: _Divisors, share: Tensor
 ) -> tuple[Tensor, Tensor | None]:
     """Return the FGL sums of K layers, shape (K,), and the DDF losses of the K − 1 before the final one, or None."""
     where = pairs.at(len(edges.corners))
@@ -204,13 +258,13 @@ def _edge_losses(
     matched = torch.zeros_like(confidence, dtype=torch.bool)
     matched[where] = True
     values = decoupled_distillation_focal_loss(edges.corners[:students], edges.teacher_corners, confidence)
-    return fgl, decoupled_mean(values, matched, pairs.query.shape[1], share)
+    return fgl, decoupled_mean(values, matched, divisors.matched, divisors.others, share)
 
 
-def _mean_over_processes(counts: Sequence[int], like: Tensor) -> Tensor:
-    """Return each count's mean over the processes, at least 1, on the device and in the dtype of `like`."""
-    means = to_device(np.array(counts), like.device).to(like.dtype)
+def _mean_over_processes(counts: Tensor) -> Tensor:
+    """Return each count's mean over the processes."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(means)
-        means = means / torch.distributed.get_world_size()
-    return means.clamp(min=1)
+        counts = counts.clone()
+        torch.distributed.all_reduce(counts)
+        counts /= torch.distributed.get_world_size()
+    return counts

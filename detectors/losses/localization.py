@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -58,25 +59,28 @@ def decoupled_distillation_focal_loss(
     return temperature**2 * divergence.mean(-1) * confidence.detach()
 
 
-def decoupled_mean(values: Tensor, matched: Tensor, num_matched: int, share: float) -> Tensor:
+def decoupled_mean(
+    values: Tensor, matched: Tensor, num_matched: Tensor | float, num_others: Tensor | float, share: Tensor | float
+) -> Tensor:
     """Return the weighted sum of two means, over matched queries and over all others.
 
     Args:
         values: one value for each query, shape (..., N, Q).
         matched: True where a query is matched, same shape.
-        num_matched: how many are matched among N · Q.
+        num_matched: what the sum over matched queries is divided by, at least 1: their number, or its mean over the
+            parts that a batch is computed in.
+        num_others: the same for the others.
         share: weight in [0, 1] of the matched mean; the other mean has 1 − share.
 
     Returns:
         Shape (...,). The mean of an empty set is 0.
     """
-    num_others = matched.shape[-2] * matched.shape[-1] - num_matched
-    mean_matched = values.where(matched, 0).sum((-2, -1)) / max(num_matched, 1)
-    mean_others = values.where(~matched, 0).sum((-2, -1)) / max(num_others, 1)
+    mean_matched = values.where(matched, 0).sum((-2, -1)) / num_matched
+    mean_others = values.where(~matched, 0).sum((-2, -1)) / num_others
     return share * mean_matched + (1 - share) * mean_others
 
 
-def matched_share(num_matched: int, num_others: int) -> float:
+def matched_share(num_matched: Tensor, num_others: Tensor) -> Tensor:
     """Return the weight of the matched mean in `decoupled_mean`: √matched / (√matched + √others), 0 without queries."""
-    roots = num_matched**0.5, num_others**0.5
-    return roots[0] / sum(roots) if num_matched else 0.0
+    roots = num_matched.sqrt(), num_others.sqrt()
+    return roots[0] / (roots[0] + roots[1]).clamp(min=torch.finfo(num_matched.dtype).tiny)

@@ -284,26 +284,52 @@ def test_float64_is_kept():
 
 
 def test_the_numbers_of_objects_are_means_over_processes(monkeypatch: pytest.MonkeyPatch):
-    """The other of two processes has 7 objects and 19 pairs in its union."""
+    """The other of two processes has 7 objects and 19 pairs in its union, among 40 queries."""
     outputs, targets = example(3, 0, 2)
     alone = Criterion(CLASSES)(outputs, targets)
     seen = []
 
     def all_reduce(counts: Tensor) -> None:
         seen.append(counts.tolist())
-        counts += torch.tensor([7.0, 19.0])
+        counts += torch.tensor([7.0, 19.0, 19.0, 40.0])
 
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
     together = Criterion(CLASSES)(outputs, targets)
-    ((objects, pairs),) = seen
+    ((objects, pairs, matched, queries),) = seen
     assert objects == 5
     assert 5 <= pairs <= 15 * 5
+    assert matched == pairs
+    assert queries == outputs["pred_logits"].shape[:2].numel()
     torch.testing.assert_close(together["loss_mal"], alone["loss_mal"] * 5 / 6)
     torch.testing.assert_close(together["loss_bbox_dn_0"], alone["loss_bbox_dn_0"] * 5 / 6)
     torch.testing.assert_close(together["loss_giou"], alone["loss_giou"] * pairs / ((pairs + 19) / 2))
-    assert torch.equal(together["loss_ddf_aux_0"], alone["loss_ddf_aux_0"])
+    assert together["loss_ddf_aux_0"] != alone["loss_ddf_aux_0"]
+
+
+@pytest.mark.parametrize("union_matching", [True, False])
+def test_parts_of_a_batch_with_its_counts_have_the_losses_of_the_whole(union_matching: bool):
+    outputs, targets = example(4, 0, 2, 1)
+    outputs = {key: value for key, value in outputs.items() if not key.startswith("dn_")}
+    criterion = Criterion(CLASSES, union_matching=union_matching)
+    parts = [(images_of(outputs, slice(i, i + 2)), targets[i : i + 2]) for i in (0, 2)]
+    counts = torch.stack([criterion.count(*part) for part in parts]).float().mean(0)
+    whole = criterion(outputs, targets)
+    losses = [criterion(*part, counts) for part in parts]
+    assert losses[0].keys() == whole.keys()
+    for name, value in whole.items():
+        torch.testing.assert_close((losses[0][name] + losses[1][name]) / 2, value, rtol=1e-5, atol=1e-7)
+    assert any(not torch.isclose(losses[0][name], criterion(*parts[0])[name]) for name in whole)
+
+
+def images_of(outputs: Any, images: slice) -> Any:
+    """Return some images of a detector's outputs."""
+    if isinstance(outputs, dict):
+        return {key: images_of(value, images) for key, value in outputs.items()}
+    if isinstance(outputs, list):
+        return [images_of(value, images) for value in outputs]
+    return outputs[images] if isinstance(outputs, Tensor) and outputs.ndim >= 3 else outputs
 
 
 def test_a_non_finite_prediction_raises_and_a_non_finite_loss_stays():

@@ -114,12 +114,25 @@ def test_distillation_of_equal_distributions_is_nothing():
 def test_decoupled_mean():
     values = torch.tensor([[[1.0, 2.0, 3.0, 4.0]]])
     matched = torch.tensor([[[True, False, False, False]]])
-    assert decoupled_mean(values, matched, 1, 0.25).tolist() == pytest.approx([0.25 * 1 + 0.75 * 3])
-    assert decoupled_mean(values, ~matched & matched, 0, 0.0).tolist() == [2.5]
-    assert decoupled_mean(values, matched | ~matched, 4, 1.0).tolist() == [2.5]
+    assert decoupled_mean(values, matched, 1, 3, 0.25).tolist() == pytest.approx([0.25 * 1 + 0.75 * 3])
+    assert decoupled_mean(values, ~matched & matched, 1, 4, 0.0).tolist() == [2.5]
+    assert decoupled_mean(values, matched | ~matched, 4, 1, 1.0).tolist() == [2.5]
+
+
+def test_decoupled_mean_of_parts_is_that_of_the_whole():
+    values = torch.rand(2, 4, 5, generator=torch.Generator().manual_seed(0))
+    matched = torch.rand(2, 4, 5, generator=torch.Generator().manual_seed(1)) < 0.3
+    matched = matched[:1].expand(2, -1, -1)
+    count = matched[0].sum()
+    parts = [
+        decoupled_mean(values[:, i : i + 2], matched[:, i : i + 2], count / 2, 10 - count / 2, 0.3) for i in (0, 2)
+    ]
+    whole = decoupled_mean(values, matched, count, 20 - count, 0.3)
+    torch.testing.assert_close(torch.stack(parts).mean(0), whole)
 
 
 def test_matched_share():
-    assert matched_share(4, 16) == pytest.approx(2 / 6)
-    assert matched_share(0, 16) == 0
-    assert matched_share(5, 0) == 1
+    assert matched_share(torch.tensor(4.0), torch.tensor(16.0)).item() == pytest.approx(2 / 6)
+    assert matched_share(torch.tensor(0.0), torch.tensor(16.0)).item() == 0
+    assert matched_share(torch.tensor(5.0), torch.tensor(0.0)).item() == 1
+    assert matched_share(torch.tensor(0.0), torch.tensor(0.0)).item() == 0
