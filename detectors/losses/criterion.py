@@ -40,6 +40,17 @@ CLASSIFICATION: dict[str, Callable[..., Tensor]] = {
 BOX_WEIGHTS = {"bbox": 5.0, "giou": 2.0, "fgl": 0.15, "ddf": 1.5}
 
 
+class Matching(NamedTuple):
+    """Which queries answer for which objects."""
+
+    own: Pairs
+    """Each layer's own matches, for the classification loss."""
+    shared: Pairs
+    """Those that box and edge losses take."""
+    counts: Tensor
+    """Objects, matches of box and edge losses, matched queries, all queries; shape (4,)."""
+
+
 class _Divisors(NamedTuple):
     """What sums over a batch are divided by."""
 
@@ -110,7 +121,11 @@ class Criterion(nn.Module):
         self.union_matching = union_matching
 
     def forward(
-        self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Tensor]], counts: Tensor | None = None
+        self,
+        outputs: Mapping[str, Any],
+        targets: Sequence[Mapping[str, Tensor]],
+        matching: Matching | None = None,
+        counts: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return every loss, weighted, as a scalar under its name.
 
@@ -123,8 +138,9 @@ class Criterion(nn.Module):
                 `dn_meta` and, with edge distributions, `dn_pre_outputs`.
             targets: for each image `labels` (M,), int64, from 0 to C − 1, and `boxes` (M, 4), cxcywh in [0, 1]; M may
                 be 0. Their values are not checked, which would wait for the device.
-            counts: the mean of `count` over the parts of a batch that is accumulated from several; None: this is all
-                of it.
+            matching: what `match` gave for these outputs; None: they are matched here.
+            counts: the mean of the parts' `Matching.counts` over all parts of a batch and all processes, for a batch
+                that is accumulated from several; None: this is all of it, and the processes are asked for theirs.
 
         Returns:
             `loss_mal` (or vfl, focal), `loss_bbox`, `loss_giou` and, with edge distributions, `loss_fgl` of the final
@@ -136,16 +152,16 @@ class Criterion(nn.Module):
             NonFiniteError: predictions or target boxes hold NaN or infinity.
         """
         with torch.autocast(outputs["pred_boxes"].device.type, enabled=False):
+            own, shared, own_counts = matching or self.match(outputs, targets)
             layers = matching_layers(outputs, self.reg_max)
-            own, shared = self._match(layers, targets)
             labels = torch.cat([target["labels"] for target in targets])
             boxes = torch.cat([target["boxes"] for target in targets]).to(layers.boxes.dtype)
-            given = self._counts(layers, len(labels), shared) if counts is None else counts
-            objects, num_shared, matched, queries = _mean_over_processes(given.to(layers.boxes)).unbind()
+            means = mean_over_processes(own_counts) if counts is None else counts
+            objects, num_shared, matched, queries = means.to(layers.boxes).unbind()
             others = queries - matched
             share = matched_share(matched, others)
-            means = _Divisors(objects.clamp(min=1), num_shared.clamp(min=1), matched.clamp(min=1), others.clamp(min=1))
-            losses = self._losses(layers, labels, boxes, own, shared, means, share)
+            divisors = _Divisors(*(count.clamp(min=1) for count in (objects, num_shared, matched, others)))
+            losses = self._losses(layers, labels, boxes, own, shared, divisors, share)
 
             denoising = denoising_layers(outputs, self.reg_max)
             if denoising is not None:
@@ -154,24 +170,22 @@ class Criterion(nn.Module):
                 )
                 images, denoising_queries = denoising.boxes.shape[1:3]
                 positive = pairs.query.shape[1]
-                divisor = means.own * outputs["dn_meta"]["dn_num_group"]
-                means = _Divisors(divisor, divisor, max(positive, 1), max(images * denoising_queries - positive, 1))
-                losses |= self._losses(denoising, labels, boxes, pairs, pairs, means, share)
+                divisor = divisors.own * outputs["dn_meta"]["dn_num_group"]
+                negative = images * denoising_queries - positive
+                divisors = _Divisors(divisor, divisor, max(positive, 1), max(negative, 1))
+                losses |= self._losses(denoising, labels, boxes, pairs, pairs, divisors, share)
         return losses
 
     @torch.no_grad()
-    def count(self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Tensor]]) -> Tensor:
-        """Return the numbers that the losses of a part of a batch are divided by, for `forward`'s `counts`.
+    def match(self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Tensor]]) -> Matching:
+        """Match every layer with the objects, without asking the other processes.
 
-        A batch that is accumulated from equal parts gives the losses and gradients of the whole if every part is
-        weighted with one over their number and computed with the mean of their counts.
+        A batch that is accumulated from parts of equal size gives the losses and gradients of the whole if each part's
+        losses are divided by the number of parts and computed with the mean of the parts' counts.
 
         Args:
             outputs: as for `forward`.
             targets: as for `forward`.
-
-        Returns:
-            Shape (4,): objects, matches of box and edge losses, matched queries, all queries.
 
         Raises:
             InputError: as `forward`.
@@ -179,28 +193,22 @@ class Criterion(nn.Module):
         """
         with torch.autocast(outputs["pred_boxes"].device.type, enabled=False):
             layers = matching_layers(outputs, self.reg_max)
-            _, shared = self._match(layers, targets)
-            return self._counts(layers, sum(len(target["labels"]) for target in targets), shared)
-
-    def _match(self, layers: Layers, targets: Sequence[Mapping[str, Tensor]]) -> tuple[Pairs, Pairs]:
-        """Return the layers' own matches, and those that box and edge losses take."""
-        if layers.logits.shape[-1] != self.num_classes:
-            raise InputError(
-                f"the outputs have {layers.logits.shape[-1]} classes, the criterion {self.num_classes}; "
-                "build both with the same num_classes."
-            )
-        if uneven := [i for i, target in enumerate(targets) if len(target["labels"]) != len(target["boxes"])]:
-            raise InputError(f"images {uneven} of the batch have other numbers of labels than of boxes.")
-        names = [suffix.removeprefix("_") or "main" for suffix in layers.suffixes]
-        matches = self.matcher(layers.logits, layers.boxes, targets, names)
-        own = matching_pairs(matches, layers.boxes.device)
-        return own, matching_pairs(union(matches), layers.boxes.device) if self.union_matching else own
-
-    def _counts(self, layers: Layers, num_objects: int, shared: Pairs) -> Tensor:
-        num_matched = shared.query.shape[1]
-        images, queries = layers.boxes.shape[1:3]
-        counts = [num_objects, num_matched if self.union_matching else num_objects, num_matched, images * queries]
-        return to_device(np.array(counts), layers.boxes.device)
+            device = layers.boxes.device
+            if layers.logits.shape[-1] != self.num_classes:
+                raise InputError(
+                    f"the outputs have {layers.logits.shape[-1]} classes, the criterion {self.num_classes}; "
+                    "build both with the same num_classes."
+                )
+            if uneven := [i for i, target in enumerate(targets) if len(target["labels"]) != len(target["boxes"])]:
+                raise InputError(f"images {uneven} of the batch have other numbers of labels than of boxes.")
+            names = [suffix.removeprefix("_") or "main" for suffix in layers.suffixes]
+            matches = self.matcher(layers.logits, layers.boxes, targets, names)
+            own = matching_pairs(matches, device)
+            shared = matching_pairs(union(matches), device) if self.union_matching else own
+            objects, matched = sum(len(target["labels"]) for target in targets), shared.query.shape[1]
+            images, queries = layers.boxes.shape[1:3]
+            counts = [objects, matched if self.union_matching else objects, matched, images * queries]
+            return Matching(own, shared, to_device(np.array(counts), device).to(layers.boxes.dtype))
 
     def _losses(
         self,
@@ -261,8 +269,8 @@ def _edge_losses(
     return fgl, decoupled_mean(values, matched, divisors.matched, divisors.others, share)
 
 
-def _mean_over_processes(counts: Tensor) -> Tensor:
-    """Return each count's mean over the processes."""
+def mean_over_processes(counts: Tensor) -> Tensor:
+    """Return each count's mean over the processes, all of which have to call it."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         counts = counts.clone()
         torch.distributed.all_reduce(counts)

@@ -314,9 +314,9 @@ def test_parts_of_a_batch_with_its_counts_have_the_losses_of_the_whole(union_mat
     outputs = {key: value for key, value in outputs.items() if not key.startswith("dn_")}
     criterion = Criterion(CLASSES, union_matching=union_matching)
     parts = [(images_of(outputs, slice(i, i + 2)), targets[i : i + 2]) for i in (0, 2)]
-    counts = torch.stack([criterion.count(*part) for part in parts]).float().mean(0)
+    counts = torch.stack([criterion.match(*part).counts for part in parts]).mean(0)
     whole = criterion(outputs, targets)
-    losses = [criterion(*part, counts) for part in parts]
+    losses = [criterion(*part, counts=counts) for part in parts]
     assert losses[0].keys() == whole.keys()
     for name, value in whole.items():
         torch.testing.assert_close((losses[0][name] + losses[1][name]) / 2, value, rtol=1e-5, atol=1e-7)
