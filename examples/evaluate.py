@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     predictor = options.open(threshold=0.0)
     console.print(f"weights: {options.weights}", soft_wrap=True)
     data = open_data(predictor, options)
-    evaluator = CocoEvaluator(data.annotation_file, data.category_ids)
+    evaluator = CocoEvaluator(data.ground_truth(), data.category_ids)
     collect(predictor, data, evaluator, options, console)
     confusion = evaluator.confusion(options.threshold, options.iou)
     report = describe(options, evaluator, confusion)
@@ -100,7 +100,7 @@ def open_data(predictor: Predictor, options: Options) -> CocoDataset:
 def collect(
     predictor: Predictor, data: CocoDataset, evaluator: CocoEvaluator, options: Options, console: Console
 ) -> None:
-    """Let the predictor look at all images, as they are stored."""
+    """Let the predictor look at all images."""
     loader = DataLoader(data, batch_size=options.batch_size, num_workers=options.workers, collate_fn=list)
     for samples in track(loader, "evaluating", console, len(loader)):
         found = predictor([image for image, _ in samples])

@@ -10,6 +10,7 @@ The folder holds `images/` with `instances_train.json` and `instances_val.json`,
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from torchvision.transforms.v2 import functional as VF
 from detectors import postprocess
 from detectors.data.toy import write_toy_dataset
 from detectors.drawing import draw_detections, save_grid
-from detectors.training import Trainer, assemble, parse_recipe
+from detectors.training import Interrupted, Trainer, assemble, parse_recipe
 from detectors.training.snapshot import PRETRAINED
 from vfmdistill import Distiller, DistillError
 from vfmdistill.visualize import fit_pca, pca_maps, save_sheet
@@ -62,11 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         recipe = recipe.model_copy(update={"data": data})
     with assemble(recipe) as trainer:
         samples = [trainer.val_data[index] for index in range(min(SHOWN, len(trainer.val_data)))]
-        images = torch.stack([image for image, _ in samples]).to(trainer.accelerator.device)
+        images = torch.stack([image for image, _ in samples]).to(trainer.engine.device)
         # What a resumed run knows of its beginning is gone: the picture then shows the map at the resumption.
         before = _projected(trainer.distiller, images)
         figures = trainer.fit()
-        if trainer.accelerator.is_main_process:
+        if trainer.engine.is_main:
             if trainer.distiller is not None:
                 sheet = save_maps(trainer.distiller, images, before, recipe.output / "maps.png")
                 trainer.monitor.say(f"maps of teacher, student before and student after: {sheet}")
@@ -107,4 +108,7 @@ if __name__ == "__main__":
     try:
         main()
     except DistillError as error:
+        if isinstance(error, Interrupted):
+            print(error, file=sys.stderr)
+            raise SystemExit(error.exit_status) from None
         raise SystemExit(f"error: {error}") from None

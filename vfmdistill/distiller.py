@@ -132,6 +132,13 @@ class Distiller:
         self._observed = True
         self._awaits_observe = False
 
+    def discard(self) -> None:
+        """Forget the latest loss and its gradients: they are thrown away, for example because they are not finite.
+
+        For steps that are given up after `backward()` and before `observe()`; λ learns nothing from them.
+        """
+        self._awaits_observe = False
+
     def update(self) -> Update:
         """Move λ by the shares since the last update, once per epoch in the reference; the same on every process.
 

@@ -1,4 +1,7 @@
-"""Data sets in COCO's format: finding, checking, reading, transforming and batching them, and a drawn one to try."""
+"""Data sets in the format of COCO, YOLO or Pascal VOC: finding, checking, reading, transforming and batching them.
+
+A drawn one to try is there too.
+"""
 
 from detectors.data.checks import SplitSummary, check_dataset
 from detectors.data.coco import CocoDataset

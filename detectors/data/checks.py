@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from detectors.data.annotations import Annotations, InvalidBoxes, examine_annotations
-from detectors.data.images import image_problem
-from detectors.data.problems import DatasetError, Kind, Problem, dataset_error
+from detectors.data.inspection import Inspection, Watch, inspect_split
+from detectors.data.problems import DatasetError, InvalidBoxes, dataset_error, refused
 
-__all__ = ["DatasetError", "SplitSummary", "check_dataset"]
+__all__ = ["DatasetError", "SplitSummary", "check_dataset", "inspect_dataset", "summarise"]
 
 
 class SplitSummary(NamedTuple):
@@ -30,7 +28,6 @@ def check_dataset(
     *splits: tuple[str | os.PathLike[str], str | os.PathLike[str]],
     class_names: Sequence[str] | None = None,
     invalid_boxes: InvalidBoxes = "raise",
-    threads: int | None = None,
 ) -> list[SplitSummary]:
     """Read every annotation and decode every image of some splits, and name everything that is wrong.
 
@@ -39,48 +36,49 @@ def check_dataset(
         class_names: what the classes of every split have to be, in any order. None: those of the first split.
         invalid_boxes: "drop" accepts boxes that are not finite, without area, or over 1 pixel outside the image;
             they are left out of training and counted in the summary.
-        threads: how many images are decoded at once. None: as many as there are cores, and four.
 
     Returns:
         What each split holds, in the order in which they were given.
 
     Raises:
-        DatasetError: all problems of all splits, with file and id each.
+        DatasetError: all problems of all splits, with file and id or line each.
     """
-    problems: list[Problem] = []
-    summaries = []
-    with ThreadPoolExecutor(threads or (os.cpu_count() or 1) + 4) as pool:
-        for images_dir, annotation_file in splits:
-            annotations, found = examine_annotations(annotation_file, class_names, invalid_boxes)
-            problems += found
-            problems += _image_problems(Path(images_dir), annotations, pool)
-            if class_names is None and annotations.class_names:
-                class_names = annotations.class_names
-            summaries.append(
-                SplitSummary(
-                    annotation_file=annotations.file,
-                    class_names=annotations.class_names,
-                    images=len(annotations.file_names),
-                    boxes=len(annotations.boxes),
-                    crowd_boxes=annotations.crowd_boxes,
-                    dropped_boxes=annotations.dropped_boxes,
-                )
-            )
-    if problems:
+    return summarise(inspect_dataset(*splits, class_names=class_names), invalid_boxes)
+
+
+def inspect_dataset(
+    *splits: tuple[str | os.PathLike[str], str | os.PathLike[str]],
+    class_names: Sequence[str] | None = None,
+    watch: Watch | None = None,
+) -> list[Inspection]:
+    """Look through some splits as `check_dataset` does, and return what was found, good and bad."""
+    inspections = []
+    for images_dir, annotation_file in splits:
+        inspection = inspect_split(images_dir, annotation_file, class_names, watch)
+        if class_names is None:
+            class_names = inspection.annotations.class_names or None
+        inspections.append(inspection)
+    return inspections
+
+
+def summarise(inspections: Iterable[Inspection], invalid_boxes: InvalidBoxes = "raise") -> list[SplitSummary]:
+    """Return what each split holds.
+
+    Raises:
+        DatasetError: all problems of all splits; see `check_dataset`.
+    """
+    inspections = list(inspections)
+    problems = [problem for inspection in inspections for problem in inspection.problems]
+    if problems := refused(problems, invalid_boxes):
         raise dataset_error(problems)
-    return summaries
-
-
-def _image_problems(images_dir: Path, annotations: Annotations, pool: ThreadPoolExecutor) -> list[Problem]:
-    if not images_dir.is_dir():
-        return [Problem(Kind.IMAGE_MISSING, annotations.file, f"the image folder {images_dir} does not exist")]
-    paths = [images_dir / name for name in annotations.file_names]
-    sizes = [(int(width), int(height)) for width, height in annotations.sizes]
-    problems = []
-    for image_id, name, found in zip(
-        annotations.image_ids, annotations.file_names, pool.map(image_problem, paths, sizes), strict=True
-    ):
-        if found is not None:
-            kind, detail = found
-            problems.append(Problem(kind, annotations.file, f"image {image_id} ({name}): {detail}"))
-    return problems
+    return [
+        SplitSummary(
+            annotation_file=annotations.file,
+            class_names=annotations.class_names,
+            images=len(annotations.file_names),
+            boxes=len(annotations.boxes),
+            crowd_boxes=annotations.crowd_boxes,
+            dropped_boxes=annotations.dropped_boxes,
+        )
+        for annotations, *_ in inspections
+    ]

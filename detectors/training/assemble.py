@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
+from pathlib import Path
 from textwrap import indent
+from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list
-from torch import nn
+from accelerate.utils import broadcast_object_list
 
 import detectors
 import vfmdistill
@@ -18,8 +17,11 @@ from detectors.data.coco import CocoDataset
 from detectors.data.layout import Split, locate_split
 from vfmdistill.errors import InputError, WeightsError
 
-from .checkpoint import newest_checkpoint
+from .batch_size import find_batch_size
+from .checkpoint import newest_checkpoint, read_checkpoint
+from .dry_run import heaviest_images
 from .ema import WeightAverage
+from .engine import Engine
 from .initial_weights import load_initial_weights
 from .recipe import Recipe
 from .snapshot import FOLDER
@@ -38,34 +40,38 @@ def assemble(recipe: Recipe) -> Trainer:
         WeightsError: the weights to start from, the teacher's or the backbone's are not there or do not fit.
     """
     if recipe.data is None:
-        raise InputError("the recipe names no data: give the folder of a COCO-format data set")
-    accelerator = _accelerator(recipe)
+        raise InputError("the recipe names no data: give the folder of a data set")
+    engine = Engine(recipe)
     splits = [locate_split(recipe.data, name) for name in ("train", "val")]
-    resumed = newest_checkpoint(recipe.output / FOLDER) is not None  # then all weights but the teacher's are in there
+    newest = newest_checkpoint(recipe.output / FOLDER)
+    resumed = newest is not None  # then all weights but the teacher's are in there
     # Before the images are looked through, which takes a while: weights that are not there show at once.
     if recipe.weights is not None and not resumed and not recipe.weights.exists():
         raise WeightsError(f"there is no file or folder {recipe.weights} to start from.")
     teacher = vfmdistill.Teacher(recipe.teacher, weights=recipe.teacher_weights) if recipe.teacher else None
-    summaries = _checked(splits, recipe, accelerator)
+    summaries = _checked(splits, recipe, engine)
     train_data = CocoDataset(*splits[0], invalid_boxes=recipe.invalid_boxes, seed=recipe.seed)
     val_data = CocoDataset(*splits[1], class_names=train_data.class_names, invalid_boxes=recipe.invalid_boxes)
 
     torch.manual_seed(recipe.seed)
     model = _model(recipe, train_data, resumed)
+    if recipe.batch_size == "auto":
+        recipe = recipe.model_copy(
+            update={"batch_size": _batch_size(recipe, engine, model, teacher, train_data, newest)}
+        )
     report = None if recipe.weights is None or resumed else load_initial_weights(model, recipe.weights)
-    model = model.to(accelerator.device)
-    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model = engine.place(model)
     model.category_ids = train_data.category_ids
     criterion = detectors.build_criterion(model.spec, num_classes=model.num_classes)
     average = WeightAverage(model, recipe.ema_decay, recipe.ema_warmup_steps)
     distiller = None
     if teacher is not None:
         torch.manual_seed(recipe.seed)  # the projector's weights do not depend on how the model was drawn
-        probe = torch.zeros(1, 3, *recipe.input_size, device=accelerator.device)
+        probe = torch.zeros(1, 3, *recipe.input_size, device=engine.device)
         distiller = vfmdistill.attach(model, teacher, modulator=_modulator(recipe), probe=probe)
     try:
-        trainer = Trainer(recipe, accelerator, model, criterion, train_data, val_data, average, distiller)
+        facts = {"teacher": _described(teacher), "data": [_summary(summary) for summary in summaries]}
+        trainer = Trainer(recipe, engine, model, criterion, train_data, val_data, average, distiller, facts=facts)
     except BaseException:
         if distiller is not None:
             distiller.detach()
@@ -81,30 +87,11 @@ def assemble(recipe: Recipe) -> Trainer:
     return trainer
 
 
-def _accelerator(recipe: Recipe) -> Accelerator:
-    if recipe.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device 'cuda' was asked for, but torch sees no CUDA device; use --device cpu or auto")
-    handlers = [
-        # A batch without boxes leaves the denoising embedding without a gradient, on that process only.
-        DistributedDataParallelKwargs(find_unused_parameters=True),
-        # The other processes wait while the first looks through the images.
-        InitProcessGroupKwargs(timeout=timedelta(hours=1)),
-    ]
-    precision = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[recipe.precision]
-    try:
-        accelerator = Accelerator(cpu=recipe.device == "cpu", mixed_precision=precision, kwargs_handlers=handlers)
-    except ValueError as error:  # accelerate keeps one precision for the life of a process
-        raise InputError(f"precision {recipe.precision} cannot be had: {error}") from error
-    if recipe.precision == "fp16" and accelerator.device.type == "cpu":
-        raise InputError("precision fp16 needs an accelerator, and this run is on the CPU; use bf16 or fp32")
-    return accelerator
-
-
-def _checked(splits: Sequence[Split], recipe: Recipe, accelerator: Accelerator) -> list[SplitSummary]:
+def _checked(splits: Sequence[Split], recipe: Recipe, engine: Engine) -> list[SplitSummary]:
     """Look through the data in the first process; what it finds stops them all."""
     summaries: list[SplitSummary] = []
     failure: InputError | None = None
-    if accelerator.is_main_process:
+    if engine.is_main:
         try:
             summaries = check_dataset(*splits, invalid_boxes=recipe.invalid_boxes)
         except InputError as error:
@@ -127,6 +114,22 @@ def _model(recipe: Recipe, data: CocoDataset, resumed: bool) -> detectors.Detect
     )
 
 
+def _batch_size(
+    recipe: Recipe,
+    engine: Engine,
+    model: detectors.Detector,
+    teacher: vfmdistill.Teacher | None,
+    data: CocoDataset,
+    newest: Path | None,
+) -> int:
+    """Return the batch size that "auto" stands for: a resumed run keeps its own."""
+    if newest is not None:
+        _, state = read_checkpoint(newest)
+        return int(state["recipe"]["batch_size"])
+    heaviest = heaviest_images(recipe, data.box_counts)
+    return find_batch_size(recipe, engine, model, teacher, heaviest=heaviest, limit=len(data))
+
+
 def _modulator(recipe: Recipe) -> vfmdistill.GradientModulator | vfmdistill.FixedWeight:
     if recipe.rho == "fixed":
         return vfmdistill.FixedWeight(recipe.distill_weight)
@@ -136,3 +139,11 @@ def _modulator(recipe: Recipe) -> vfmdistill.GradientModulator | vfmdistill.Fixe
         delta=None if recipe.rho == "auto" else recipe.delta,
         default_weight=recipe.distill_default_weight,
     )
+
+
+def _described(teacher: vfmdistill.Teacher | None) -> dict[str, Any] | None:
+    return None if teacher is None else teacher.spec.model_dump(mode="json", exclude_none=True)
+
+
+def _summary(summary: SplitSummary) -> dict[str, Any]:
+    return {name: str(value) if isinstance(value, Path) else value for name, value in summary._asdict().items()}

@@ -15,12 +15,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from detectors.flush import flush
-from vfmdistill.errors import InputError
+from vfmdistill.errors import DistillError, InputError
 
 STATE = "state.json"
-FORMAT = 2
-_NAME = re.compile(r"epoch_(\d+)")
+FORMAT = 3
+_NAME = re.compile(r"epoch_(\d+)(?:_step_(\d+))?")
 _UNFINISHED = ".unfinished_"
+
+
+class CheckpointError(DistillError, OSError):
+    """A checkpoint cannot be written."""
 
 
 def write_checkpoint(
@@ -35,8 +39,19 @@ def write_checkpoint(
         state: everything else, as JSON.
 
     Raises:
-        OSError: for example no space left; older checkpoints are untouched then.
+        CheckpointError: it cannot be written, for example for want of space; older checkpoints are untouched then.
     """
+    try:
+        return _write(folder, name, tensors, state)
+    except (OSError, SafetensorError) as error:
+        newest = newest_checkpoint(folder)
+        raise CheckpointError(
+            f"cannot write the checkpoint {folder / name}: {error}. "
+            + (f"{newest} is intact: make room and go on with --resume." if newest else "There is none yet: make room.")
+        ) from error
+
+
+def _write(folder: Path, name: str, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     final, temporary = folder / name, folder / f"{_UNFINISHED}{name}"
     for leftover in folder.glob(f"{_UNFINISHED}*"):  # of a process that was killed while it wrote
@@ -76,8 +91,13 @@ def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str,
         raise InputError(f"{path} is not a complete checkpoint: {type(error).__name__}: {error}") from None
 
 
+def epoch_name(epoch: int, step: int | None = None) -> str:
+    """Return the name of the checkpoint after an epoch, or inside it, after so many steps of the run."""
+    return f"epoch_{epoch:04d}" if step is None else f"epoch_{epoch:04d}_step_{step:08d}"
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the checkpoint of the latest epoch, or None if there is none."""
+    """Return the latest checkpoint, or None if there is none; the best ones are not looked at."""
     found = _by_epoch(folder)
     return found[-1] if found else None
 
@@ -91,8 +111,9 @@ def prune_checkpoints(folder: Path, keep: int) -> None:
 def _by_epoch(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
+    found = [(match, path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+    # The one after an epoch follows those inside it.
+    return [path for *_, path in sorted((int(name[1]), float(name[2] or "inf"), path) for name, path in found)]
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -31,17 +31,39 @@ def parse_recipe(
         demo: recipe fields for a run without data; None makes --data obligatory.
 
     Raises:
-        SystemExit: after --help, or for a wrong option (status 2, message on standard error).
+        SystemExit: after --help and --dump-recipe, or for a wrong option (status 2, message on standard error).
         InputError: a setting does not fit, or no data was named where there is no demonstration.
-        UnknownNameError: the file has a key that is no setting, or the model has no recipe.
+        UnknownNameError: the file has a key that is no setting, or there is no such model.
     """
     given = _given_options(list(sys.argv[1:] if arguments is None else arguments), program, description)
+    dump = given.pop("dump_recipe", None)
     settings = {**_read_settings(given.pop("config", None)), **given}
     if settings.get("data") is None:
         if demo is None:
-            raise InputError("no data given: name a folder of a COCO-format data set with --data")
+            raise InputError("no data given: name the folder of a data set with --data")
         settings = {**demo, **settings}
-    return recipe_for(settings.pop("model", "rtdetrv4_s"), **settings)
+    recipe = recipe_for(settings.pop("model", "rtdetrv4_s"), **settings)
+    if dump is not None:
+        write_recipe(recipe, dump)
+        raise SystemExit(0)
+    return recipe
+
+
+def write_recipe(recipe: Recipe, path: Path) -> None:
+    """Write every setting of a run as YAML, for --config.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    import yaml
+
+    settings = {name: value for name, value in recipe.model_dump(mode="json").items() if name != "resume"}
+    stages = ", ".join(f"{name} {epoch}" for name, epoch in recipe.stages._asdict().items())
+    text = f"# null: derived from `epochs` or taken from the model. Stages of this run: {stages}\n"
+    try:
+        path.write_text(text + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write the recipe {path}: {error.strerror}") from None
 
 
 def _given_options(arguments: list[str], program: str, description: str) -> dict[str, Any]:
@@ -50,8 +72,9 @@ def _given_options(arguments: list[str], program: str, description: str) -> dict
     class Options(Recipe, CommandLine):
         """The recipe as a command line."""
 
-        model_config = SettingsConfigDict(cli_prog_name=program)
+        model_config = SettingsConfigDict(cli_prog_name=program, cli_parse_none_str="null")
         config: Path | None = Field(None, description="YAML file with any of these settings; options win over it")
+        dump_recipe: Path | None = Field(None, description="write all settings to this YAML file, and do nothing else")
 
         @model_validator(mode="after")
         def _consistent(self) -> Options:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,3 +43,11 @@ class WeightAverage:
                 value.copy_(current[key])
         for averaged, latest in moving.values():
             torch._foreach_lerp_(averaged, latest, step)
+
+    def state(self) -> dict[str, float]:
+        """Return what there is besides the weights."""
+        return {"decay": self.decay, "updates": self.updates}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` returned."""
+        self.decay, self.updates = state["decay"], state["updates"]

@@ -1,89 +1,119 @@
-"""Loaders: batches of an epoch, in an order that follows from seed and epoch alone."""
+"""Loaders: the batches of an epoch, which follow from seed and epoch alone, and those of the validation images."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
-from typing import TypeAlias
+from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 from torch.utils.data import DataLoader
-from torch.utils.data.distributed import DistributedSampler
 
-from detectors.data.coco import CocoDataset, Sample
+from detectors.data.batches import Batch, Batches
+from detectors.data.coco import CocoDataset
 from detectors.data.collate import collate
-from detectors.data.transforms import eval_transform, train_transform
+from detectors.data.transforms import eval_transform
 from vfmdistill.errors import InputError
 
 from .recipe import Recipe
 
-Batch: TypeAlias = tuple[Tensor, list[dict[str, Tensor]]]
-
 
 class TrainLoader:
-    """Shuffled training batches of this process; the last incomplete batch is left out.
+    """The training batches of this process, in optimizer steps; see `Batches` for what is drawn from what.
 
     Args:
-        data: training images; transform and epoch are set here.
-        recipe: batch size (over all processes), seed, workers, stages of augmentation.
+        data: training images.
+        recipe: batch size (a number, over all processes), parts, seed, workers, augmentation by epoch.
         accelerator: number and rank of processes.
 
     Raises:
-        InputError: there are fewer images than a batch holds, or processes do not divide the batch.
+        InputError: there are fewer images than a batch holds, or processes and parts do not divide the batch.
     """
 
     def __init__(self, data: CocoDataset, recipe: Recipe, accelerator: Accelerator) -> None:
-        world = accelerator.num_processes
-        if recipe.batch_size % world:
-            raise InputError(f"batch_size {recipe.batch_size} must be a multiple of the number of processes, {world}")
-        if len(data) < recipe.batch_size:
-            raise InputError(
-                f"{len(data)} training images do not fill one batch of {recipe.batch_size}: lower --batch-size"
-            )
-        self.recipe, self.data, self._rank = recipe, data, accelerator.process_index
-        self._sampler: DistributedSampler[Sample] = DistributedSampler(
-            data, num_replicas=world, rank=self._rank, shuffle=True, seed=recipe.seed, drop_last=True
-        )
-        self._loader: DataLoader[Batch] = DataLoader(
-            data,  # type: ignore[arg-type]  # the collated batch, not the item, is what comes out
-            batch_size=recipe.batch_size // world,
-            sampler=self._sampler,
-            num_workers=recipe.workers,
-            collate_fn=collate,
-            drop_last=True,
-            pin_memory=accelerator.device.type == "cuda",
-        )
+        self.data, self.recipe = data, recipe
+        self._rank, self._world = accelerator.process_index, accelerator.num_processes
+        self._pin_memory = accelerator.device.type == "cuda"
+        self._steps = len(self.batches(0)) // recipe.accumulate
 
     def __len__(self) -> int:
-        return len(self._loader)
+        """Return the number of optimizer steps in an epoch."""
+        return self._steps
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Return the batches of an epoch, and make every other random draw of it follow from seed, epoch and rank."""
+    def batches(self, epoch: int) -> Batches:
+        """Return the batches of an epoch, those of one step after another."""
         recipe = self.recipe
-        self._sampler.set_epoch(epoch)
-        self.data.set_epoch(epoch)
-        self.data.transform = train_transform(recipe.input_size, augment=recipe.is_augmented(epoch))
-        entropy = np.random.SeedSequence([recipe.seed, epoch, self._rank])
-        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]) >> 1)
-        return iter(self._loader)
+        return Batches(
+            self.data,
+            size=recipe.input_size,
+            batch_size=_batch_size(recipe),
+            augmentation=recipe.augmentation(epoch),
+            seed=recipe.seed,
+            epoch=epoch,
+            rank=self._rank,
+            world=self._world,
+            parts=recipe.accumulate,
+        )
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Batch]]:
+        """Yield the `recipe.accumulate` batches of each optimizer step, from step `first_step` of the epoch on.
+
+        What comes does not depend on where one starts, and the random state of the caller is left alone.
+        """
+        parts = self.recipe.accumulate
+        batches = self.batches(epoch)
+        loader: DataLoader[Batch] = DataLoader(
+            batches,
+            batch_size=None,
+            sampler=range(first_step * parts, len(batches)),
+            num_workers=self.recipe.workers,
+            collate_fn=_as_it_is,
+            pin_memory=self._pin_memory,
+            worker_init_fn=_ignore_signals,
+            generator=torch.Generator(),  # for the seeds of the workers, which draw nothing from them
+        )
+        step: list[Batch] = []
+        for images, targets in loader:
+            step.append((images, targets))
+            if len(step) == parts:
+                yield step
+                step = []
 
 
 def val_loader(data: CocoDataset, recipe: Recipe, accelerator: Accelerator) -> DataLoader[Batch]:
     """Return the validation batches of this process; sets the data's transform.
 
-    Where the images do not divide evenly, some are read twice: the evaluator counts each image id once.
+    Every image comes once, in one of the processes; with few images some processes have one less than others, or none.
     """
     data.transform = eval_transform(recipe.input_size)
     world = accelerator.num_processes
-    sampler: DistributedSampler[Sample] = DistributedSampler(
-        data, num_replicas=world, rank=accelerator.process_index, shuffle=False
-    )
     return DataLoader(
-        data,  # type: ignore[arg-type]
-        batch_size=max(1, recipe.batch_size // world),
-        sampler=sampler,
+        data,  # type: ignore[arg-type]  # the collated batch, not the item, is what comes out
+        batch_size=max(1, _batch_size(recipe) // world // recipe.accumulate),
+        sampler=range(accelerator.process_index, len(data), world),
         num_workers=recipe.workers,
         collate_fn=collate,
+        pin_memory=accelerator.device.type == "cuda",
+        worker_init_fn=_ignore_signals,
+        generator=torch.Generator(),
     )
+
+
+def _batch_size(recipe: Recipe) -> int:
+    if isinstance(recipe.batch_size, str):
+        raise InputError(f"batch_size is {recipe.batch_size!r}; loaders need a number, the images of a step.")
+    return recipe.batch_size
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _ignore_signals(worker: int) -> None:
+    """Let a worker outlive Ctrl-C and the SIGTERM of a batch system, which reach all processes of a run at once.
+
+    The training process may need its batches to finish a step before it saves; it ends its workers itself.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,4 +51,13 @@ class LossMeter:
     def means(self) -> dict[str, float]:
         """Return the means over all steps since the meter was made."""
         self.read()
-        return {name: value / self._steps for name, value in self._sums.items()}
+        return {name: value / max(self._steps, 1) for name, value in self._sums.items()}
+
+    def state(self) -> dict[str, Any]:
+        """Return the sums so far, as JSON-able values; reads what is pending."""
+        self.read()
+        return {"sums": self._sums, "steps": self._steps}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` returned."""
+        self._sums, self._steps = dict(state["sums"]), state["steps"]

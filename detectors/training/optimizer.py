@@ -15,26 +15,27 @@ from .recipe import Recipe
 def parameter_groups(model: nn.Module, injectors: nn.Module | None, recipe: Recipe) -> list[dict[str, Any]]:
     """Split the trained parameters of a detector, and of the injectors if there are any, by role.
 
-    Groups, in this order and only where not empty: "backbone" (backbone rate), "undecayed" (full rate, no weight
-    decay), "rest" (full rate). Which parameters are undecayed is the recipe's choice (`undecayed`, `backbone_norms`).
-    The projector belongs to "rest".
+    Groups, in this order and only where not empty: "backbone" (backbone rate), "backbone norms" (backbone rate, no
+    weight decay), "undecayed" (full rate, no weight decay), "rest" (full rate). Which parameters are undecayed is the
+    recipe's choice (`undecayed`, `backbone_norms`). The projector belongs to "rest".
 
     Returns:
         Dictionaries as `torch.optim.AdamW` takes them, with "name" and "names" (of the parameters, in order) besides.
     """
     norms = {id(p) for module in model.modules() if isinstance(module, (_NormBase, nn.LayerNorm, nn.GroupNorm))
              for p in module.parameters(recurse=False)}  # fmt: skip
-    roles: dict[str, list[tuple[str, nn.Parameter]]] = {"backbone": [], "undecayed": [], "rest": []}
+    settings = {
+        "backbone": {"lr": recipe.backbone_learning_rate, "weight_decay": recipe.weight_decay},
+        "backbone norms": {"lr": recipe.backbone_learning_rate, "weight_decay": 0.0},
+        "undecayed": {"lr": recipe.learning_rate, "weight_decay": 0.0},
+        "rest": {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay},
+    }
+    roles: dict[str, list[tuple[str, nn.Parameter]]] = {role: [] for role in settings}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             roles[_role(name, id(parameter) in norms, recipe)].append((name, parameter))
     if injectors is not None:
         roles["rest"] += [(f"injectors.{name}", parameter) for name, parameter in injectors.named_parameters()]
-    settings = {
-        "backbone": {"lr": recipe.backbone_learning_rate, "weight_decay": recipe.weight_decay},
-        "undecayed": {"lr": recipe.learning_rate, "weight_decay": 0.0},
-        "rest": {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay},
-    }
     return [
         {"name": role, "names": [name for name, _ in members], "params": [p for _, p in members], **settings[role]}
         for role, members in roles.items()
@@ -42,12 +43,30 @@ def parameter_groups(model: nn.Module, injectors: nn.Module | None, recipe: Reci
     ]
 
 
+def describe_groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Return name, number of tensors and of values, full rate and weight decay of every group."""
+    return [
+        {
+            "name": group["name"],
+            "tensors": len(group["params"]),
+            "parameters": sum(parameter.numel() for parameter in group["params"]),
+            "learning_rate": group["initial_lr"],
+            "weight_decay": group["weight_decay"],
+        }
+        for group in optimizer.param_groups
+    ]
+
+
 def _role(name: str, is_norm: bool, recipe: Recipe) -> str:
     if name.startswith("backbone."):
-        return "undecayed" if is_norm and recipe.backbone_norms == "as_norms" else "backbone"
-    if is_norm or (recipe.undecayed == "norms_and_biases" and name.endswith("bias")):
-        return "undecayed"
-    return "rest"
+        norms = {"as_norms": "undecayed", "as_backbone": "backbone", "undecayed": "backbone norms"}
+        return norms[recipe.backbone_norms] if is_norm else "backbone"
+    undecayed = {
+        "norms": is_norm,
+        "norms_and_biases": is_norm or name.endswith("bias"),
+        "nothing": False,
+    }
+    return "undecayed" if undecayed[recipe.undecayed] else "rest"
 
 
 def build_optimizer(groups: Iterable[dict[str, Any]], recipe: Recipe) -> torch.optim.AdamW:

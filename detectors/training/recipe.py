@@ -1,23 +1,26 @@
-"""Recipe: every setting of a training run in one flat, typed object, with the published values of each model.
-
-Published values: RT-DETRv4 (arXiv 2510.25257, and its authors' configuration files), DEIM (arXiv 2412.04234).
-Where the authors' files say one thing and their regular expressions do another, these are the values that ran.
-"""
+"""Recipe: every setting of a training run in one flat, typed object; `published.py` has each model's values."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
-from detectors.catalog import detector_spec
+from detectors.catalog import CATALOG, detector_spec
+from detectors.data.augmentation import Augmentation
 from detectors.input_size import InputSize
 from vfmdistill.errors import InputError, unknown_name
 
+from .published import PUBLISHED
+from .stages import Stages
+
 
 class Recipe(BaseModel):
-    """One training run. A field that is None follows from `epochs` (see the properties) or from the model's own row."""
+    """One training run. A field that is None follows from `epochs` (see `stages`) or from the model's own row.
+
+    Defaults are those of RT-DETRv4-S; `recipe_for` has every model's own.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -54,28 +57,42 @@ class Recipe(BaseModel):
 
     # Data
     input_size: InputSize = Field((640, 640), description="height,width of the images; one number for a square")
-    batch_size: int = Field(32, ge=1, description="images per optimizer step, over all processes")
+    batch_size: PositiveInt | Literal["auto"] = Field(
+        32, description="images per optimizer step, over all processes; 'auto' finds the most that fit the device"
+    )
+    accumulate: int = Field(1, ge=1, description="parts that the images of a step are taken in, one after the other")
     workers: int = Field(4, ge=0, description="data-loading processes per training process")
-    augment: bool = Field(True, description="photometric distortion, zoom-out and crops between the plain stages")
+    augment: bool = Field(True, description="whether images are augmented at all, beyond flipping")
+    mosaic: float = Field(0.5, ge=0, le=1, description="probability of a mosaic of four images, while dense")
+    mixup: float = Field(0.5, ge=0, le=1, description="probability that a batch is mixed with itself, while dense")
+    multi_scale: PositiveInt | None = Field(
+        20, description="how often the input size occurs among the sizes drawn, 3/4 to 5/4 of it; 'null': one size"
+    )
 
     # Schedule
-    epochs: int = Field(132, ge=1, description="passes over the training images")
+    epochs: int = Field(132, ge=1, description="passes over the training images; all stages follow from it")
+    augmented_from: int | None = Field(None, ge=0, description="epoch that augmentation begins with; None: derived")
+    dense_until: int | None = Field(None, ge=0, description="epoch that mosaic and mixup end before; None: derived")
+    flat_until: int | None = Field(None, ge=0, description="epoch that the cosine starts with; None: derived")
+    plain_epochs: int | None = Field(None, ge=0, description="last epochs without augmentation; None: derived")
     learning_rate: float = Field(4e-4, gt=0, description="AdamW's rate for everything but the backbone")
     backbone_learning_rate: float = Field(2e-4, gt=0, description="AdamW's rate for the backbone")
     final_learning_rate: float = Field(0.5, gt=0, le=1, description="factor on the rates that the cosine ends with")
+    warmup: Literal["quadratic", "linear"] = Field("quadratic", description="how the rates rise")
+    warmup_steps: int | None = Field(None, ge=0, description="for how long; None: 2000, at most 5 % of the run")
     weight_decay: float = Field(1e-4, ge=0, description="AdamW's decoupled weight decay")
-    undecayed: Literal["norms", "norms_and_biases"] = Field(
+    undecayed: Literal["norms", "norms_and_biases", "nothing"] = Field(
         "norms", description="parameters of encoder and decoder without weight decay"
     )
-    backbone_norms: Literal["as_norms", "as_backbone"] = Field(
-        "as_norms", description="the backbone's norms: full rate without decay, or as the backbone's other weights"
-    )
-    warmup_steps: int | None = Field(None, ge=0, description="quadratic warm-up; None: 2000, at most 5 % of the run")
-    flat_epochs: int | None = Field(None, ge=0, description="epochs before the cosine starts; None: derived")
-    plain_epochs: int | None = Field(None, ge=0, description="last epochs without augmentation; None: derived")
+    backbone_norms: Literal["as_norms", "as_backbone", "undecayed"] = Field(
+        "as_norms", description="the backbone's norms: full rate without decay, as the backbone's other weights, or "
+        "at its rate without decay",
+    )  # fmt: skip
     clip_norm: float = Field(0.1, gt=0, description="largest L2 norm of the gradient")
     ema_decay: float = Field(0.9999, gt=0, lt=1, description="decay of the averaged weights")
     ema_warmup_steps: int = Field(1000, ge=1, description="time constant of the average's warm-up, in steps")
+    reload_best: bool = Field(True, description="begin the last stage, and its epochs after a failure, with the best")
+    ema_restart_decay: float = Field(0.9999, gt=0, lt=1, description="decay of the average in the last stage")
 
     # The run itself
     seed: int = Field(0, ge=0, description="seed of weights, data order, augmentation and denoising")
@@ -83,13 +100,16 @@ class Recipe(BaseModel):
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="of the forward pass; losses stay in float32"
     )
+    sync_batch_norm: bool = Field(True, description="batch norms see the images of all processes")
+    compile: bool = Field(False, description="compile the network with torch.compile")
+    shard: bool = Field(False, description="shard weights, gradients and optimizer over the processes (FSDP2)")
     evaluate_every: int = Field(1, ge=1, description="epochs between evaluations; the last epoch is always evaluated")
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints that are kept, besides the best")
+    save_every: PositiveInt | None = Field(None, description="steps between checkpoints inside an epoch; None: none")
     log_every: int = Field(20, ge=1, description="steps between two reads of the losses from the device")
-
-    # The published run that stage boundaries are scaled from
-    published_epochs: int = Field(132, ge=1, description="epochs of the published run; boundaries scale with epochs")
-    published_plain_epochs: int = Field(12, ge=0, description="last plain epochs of the published run")
+    max_bad_steps: int = Field(10, ge=1, description="steps in a row without a finite gradient that end the run")
+    dry_run: bool = Field(True, description="try the largest batch before the first epoch")
+    tracker: Literal["wandb"] | None = Field(None, description="service that gets the curves besides TensorBoard")
 
     @field_validator("rho", mode="before")
     @classmethod
@@ -97,6 +117,13 @@ class Recipe(BaseModel):
         if isinstance(value, bool):  # YAML reads `off` as false, which would pass as 0
             raise ValueError("must be a number, 'auto' or 'fixed'")
         return value
+
+    @field_validator("model")
+    @classmethod
+    def _exists(cls, name: str) -> str:
+        if name not in CATALOG:
+            raise ValueError("is no detector; detectors.list_models() lists all")
+        return name
 
     @field_validator("teacher")
     @classmethod
@@ -111,91 +138,73 @@ class Recipe(BaseModel):
             raise ValueError("weights are those of the whole detector, the backbone's too: leave out backbone_weights")
         if isinstance(self.rho, float) and not self.delta < self.rho < 100 - self.delta:
             raise ValueError(f"the window ρ ± δ must lie between 0 and 100 percent, got {self.rho} ± {self.delta}")
-        if self.last_stage < self.first_augmented or self.flat_until > self.last_stage:
-            raise ValueError(
-                f"stages out of order: augmentation from epoch {self.first_augmented}, cosine from {self.flat_until}, "
-                f"plain from {self.last_stage} of {self.epochs}; lower flat_epochs or plain_epochs"
-            )
+        stages = self.stages
+        for name in ("augmented_from", "dense_until", "flat_until"):
+            if getattr(stages, name) > stages.plain_from:
+                raise ValueError(
+                    f"{name} is epoch {getattr(stages, name)}, but the last stage begins with epoch "
+                    f"{stages.plain_from} of {self.epochs}; lower {name} or plain_epochs"
+                )
+        if self.plain_epochs is not None and self.plain_epochs > self.epochs:
+            raise ValueError(f"plain_epochs is {self.plain_epochs}, but there are {self.epochs} epochs")
+        if self.batch_size != "auto" and self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} cannot be taken in {self.accumulate} equal parts")
         return self
 
     @property
-    def last_stage(self) -> int:
-        """First epoch of the last stage: no augmentation, constant learning rate; after it, λ is at its default."""
-        plain = self.plain_epochs
-        if plain is None:
-            plain = round(self.epochs * self.published_plain_epochs / self.published_epochs)
-        return max(0, self.epochs - plain)
+    def stages(self) -> Stages:
+        """The epochs at which the run changes what it does: the published ones in proportion, or what is given."""
+        published = PUBLISHED[self.model]
+        derived = published.stages.scaled(published.epochs, self.epochs)
+        plain_from = derived.plain_from if self.plain_epochs is None else self.epochs - self.plain_epochs
+        return Stages(
+            *(
+                min(boundary, plain_from) if given is None else given
+                for boundary, given in zip(
+                    derived[:3], (self.augmented_from, self.dense_until, self.flat_until), strict=True
+                )
+            ),
+            plain_from,
+        )
 
-    @property
-    def first_augmented(self) -> int:
-        """First epoch with augmentation: the published 4, scaled down for shorter runs."""
-        return min(4, round(self.epochs * 4 / self.published_epochs))
+    def augmentation(self, epoch: int) -> Augmentation:
+        """Return what happens to the images of an epoch."""
+        stages = self.stages
+        if not self.augment or epoch >= stages.plain_from:
+            return Augmentation()
+        if epoch < stages.augmented_from:
+            return Augmentation(multi_scale=self.multi_scale)
+        dense = epoch < stages.dense_until
+        return Augmentation(
+            strong=True,
+            mosaic=self.mosaic if dense else 0.0,
+            mixup=self.mixup if dense else 0.0,
+            multi_scale=self.multi_scale,
+        )
 
-    @property
-    def flat_until(self) -> int:
-        """Epoch at which the cosine starts: in the published runs 4 + half of the epochs before the last stage."""
-        if self.flat_epochs is not None:
-            return self.flat_epochs
-        return min(self.last_stage, self.first_augmented + self.last_stage // 2)
-
-    def warmup(self, total_steps: int) -> int:
-        """Steps of the learning rate's warm-up in a run of `total_steps`."""
+    def warmup_length(self, total_steps: int) -> int:
+        """Return the steps of the learning rate's warm-up in a run of `total_steps`."""
         return self.warmup_steps if self.warmup_steps is not None else min(2000, total_steps // 20)
-
-    def is_augmented(self, epoch: int) -> bool:
-        """Whether the images of an epoch are augmented beyond flipping and resizing."""
-        return self.augment and self.first_augmented <= epoch < self.last_stage
-
-
-_RTDETRV4_S = {"distill_weight": 5, "rho": 11, "delta": 1, "distill_default_weight": 20}
-_RTDETRV4_M = {"distill_weight": 5, "rho": 3.5, "delta": 0.25, "distill_default_weight": 15}
-_RTDETRV4_L = {"distill_weight": 15, "rho": 2, "delta": 0.1, "distill_default_weight": 15}
-_RTDETRV4_X = {"distill_weight": 20, "rho": 2, "delta": 0.25, "distill_default_weight": 20}
-
-_N = {
-    "epochs": 160, "published_epochs": 160, "published_plain_epochs": 12, "batch_size": 128,
-    "learning_rate": 8e-4, "backbone_learning_rate": 4e-4, "final_learning_rate": 1.0,
-    "undecayed": "norms_and_biases", "backbone_norms": "as_backbone",
-}  # fmt: skip
-_S = {"epochs": 132, "published_epochs": 132, "published_plain_epochs": 12}
-_M = {"epochs": 102, "published_epochs": 102, "published_plain_epochs": 12, "backbone_learning_rate": 4e-5}
-_L = {
-    "epochs": 58, "published_epochs": 58, "published_plain_epochs": 8,
-    "learning_rate": 5e-4, "backbone_learning_rate": 2.5e-5, "weight_decay": 1.25e-4,
-    "backbone_norms": "as_backbone",
-}  # fmt: skip
-_X = {**_L, "backbone_learning_rate": 5e-6}
-
-PUBLISHED: dict[str, dict[str, Any]] = {
-    "rtdetrv4_n": {**_N, **_RTDETRV4_S},  # not in the paper: DEIM-N's schedule with the injector settings of S
-    "rtdetrv4_s": {**_S, **_RTDETRV4_S},
-    "rtdetrv4_m": {**_M, **_RTDETRV4_M},
-    "rtdetrv4_l": {**_L, **_RTDETRV4_L},
-    "rtdetrv4_x": {**_X, **_RTDETRV4_X},
-}
 
 
 def recipe_for(model: str = "rtdetrv4_s", **overrides: Any) -> Recipe:
     """Return the published recipe of a model with some fields replaced.
 
     Args:
-        model: a name that has a published recipe, for example "rtdetrv4_s".
+        model: a name of `detectors.list_models()`.
         overrides: any field of `Recipe`.
 
     Raises:
         UnknownNameError: the model or a field does not exist.
-        InputError: the model has no published recipe, or values do not fit their fields; all of these are named.
+        InputError: values do not fit their fields; all of these are named.
     """
-    from pydantic import ValidationError
-
-    if model not in PUBLISHED:
-        detector_spec(model)  # raises if the model does not exist either
-        raise InputError(f"there is no published recipe for {model!r} yet; there is one for {', '.join(PUBLISHED)}")
+    detector_spec(model)  # raises for a name that there is not
     for key in overrides:
         if key not in Recipe.model_fields:
             raise unknown_name("recipe field", key, Recipe.model_fields)
+    published = PUBLISHED[model]
     try:
-        return Recipe.model_validate({**PUBLISHED[model], "model": model, **overrides})
+        return Recipe.model_validate({"epochs": published.epochs, **published.settings, "model": model, **overrides})
     except ValidationError as error:
         raise InputError(sentences(error)) from None
 

@@ -5,21 +5,22 @@ from __future__ import annotations
 import math
 
 
-def flat_cosine(step: int, *, total: int, warmup: int, flat: int, plain: int, final: float) -> float:
-    """Return the factor on the learning rate: quadratic warm-up, flat, half a cosine, then constant.
+def flat_cosine(step: int, *, total: int, warmup: int, flat: int, plain: int, final: float, rise: int = 2) -> float:
+    """Return the factor on the learning rate: warm-up, flat, half a cosine, then constant.
 
     The schedule of RTMDet (arXiv 2212.07784) as DEIM (arXiv 2412.04234) and RT-DETRv4 use it.
 
     Args:
         step: optimizer steps taken so far, from 0.
         total: steps of the whole run.
-        warmup: steps of the quadratic rise from 0 to 1.
+        warmup: steps of the rise from 0 to 1.
         flat: step at which the cosine starts.
         plain: steps at the end that stay at `final`.
         final: factor that the cosine ends with.
+        rise: power of the warm-up: 2 for a quadratic, 1 for a linear one.
     """
     if step <= warmup:
-        return (step / warmup) ** 2 if warmup else 1.0
+        return (step / warmup) ** rise if warmup else 1.0
     if step <= flat:
         return 1.0
     if step >= total - plain:

@@ -14,15 +14,11 @@ from detectors.factory import build
 from detectors.pretrained import save_pretrained
 from vfmdistill.errors import InputError
 
-from .checkpoint import (
-    load_optimizer_tensors,
-    optimizer_tensors,
-    prune_checkpoints,
-    read_checkpoint,
-    write_checkpoint,
-)
+from .checkpoint import epoch_name, prune_checkpoints, read_checkpoint, write_checkpoint
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .trainer import Trainer
 
 FOLDER = "checkpoints"
@@ -40,21 +36,60 @@ _FREE = {
     "workers",
     "device",
     "keep_checkpoints",
+    "save_every",
     "log_every",
+    "max_bad_steps",
+    "dry_run",
+    "tracker",
 }
 
 
-def save(trainer: Trainer, *, improved: bool) -> None:
-    """Write the trainer's checkpoint of the epoch that just ended, and the best one if it is the best.
+def save_epoch(trainer: Trainer, *, improved: bool) -> None:
+    """Write the checkpoint of the epoch that just ended, and the best one if it is the best. Every process calls it."""
+    tensors, state = _tensors(trainer), _state(trainer)
+    if not trainer.engine.is_main:
+        return
+    folder = trainer.checkpoints
+    # The best one first: were it the other way round, a run killed in between would go on without it.
+    if improved:
+        write_checkpoint(folder, best_name(trainer), {"ema": tensors["ema"]}, state)
+    if improved and not trainer.in_last_stage:
+        write_checkpoint(folder, _restart_name(trainer), tensors, state)
+    write_checkpoint(folder, epoch_name(trainer.epoch - 1), tensors, state)
+    prune_checkpoints(folder, trainer.recipe.keep_checkpoints)
+    keep = {best_name(trainer), _restart_name(trainer)}
+    for path in (*folder.glob("best_*"), *folder.glob("stage1_*")):
+        if path.name not in keep:
+            shutil.rmtree(path)
 
-    Random generators are not in it: every epoch seeds them from the recipe's seed, the epoch and the rank.
-    """
-    folder, epoch = trainer.checkpoints, trainer.epoch - 1
+
+def save_step(trainer: Trainer) -> Path:
+    """Write a checkpoint inside an epoch; return where it lies. Every process calls it."""
+    tensors, state = _tensors(trainer), _state(trainer)
+    name = epoch_name(trainer.epoch, trainer.step)
+    if trainer.engine.is_main:
+        write_checkpoint(trainer.checkpoints, name, tensors, state)
+        prune_checkpoints(trainer.checkpoints, trainer.recipe.keep_checkpoints)
+    return trainer.checkpoints / name
+
+
+def _tensors(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
+    engine = trainer.engine
     tensors = {
-        "model": trainer.model.state_dict(),
-        "ema": trainer.average.model.state_dict(),
-        "optimizer": optimizer_tensors(trainer.optimizer),
+        "model": engine.full_state(trainer.model),
+        "ema": engine.full_state(trainer.average.model),
+        "optimizer": engine.optimizer_tensors(trainer.optimizer),
     }
+    if trainer.distiller is not None:
+        tensors["injectors"] = trainer.distiller.state_dict()["injectors"]
+    return tensors
+
+
+def _state(trainer: Trainer) -> dict[str, Any]:
+    """Return all that is no tensor.
+
+    Random generators are not in it: what is drawn follows from the recipe's seed, the step and the rank.
+    """
     state: dict[str, Any] = {
         "model": trainer.model.spec.name,
         "options": trainer.model.spec.changes(),
@@ -62,29 +97,22 @@ def save(trainer: Trainer, *, improved: bool) -> None:
         "category_ids": trainer.category_ids,
         "recipe": trainer.recipe.model_dump(mode="json"),
         "data": trainer.data_digest,
-        "processes": trainer.accelerator.num_processes,
-        "epoch": epoch,
+        "processes": trainer.engine.world,
+        "epoch": trainer.epoch,
         "step": trainer.step,
-        "ema_updates": trainer.average.updates,
+        "ema": trainer.average.state(),
+        "losses": trainer.meter.state(),
         "best": trainer.best,
+        "last_stage": trainer.last_stage.state(),
+        "bad_steps": trainer.bad_steps.state_dict(),
+        "grad_scaler": trainer.engine.scaler_state(),
         "figures": trainer.figures,
         "versions": {"vfmdistill": vfmdistill.__version__, "torch": torch.__version__},
     }
-    if trainer.accelerator.scaler is not None:
-        state["grad_scaler"] = trainer.accelerator.scaler.state_dict()
     if trainer.distiller is not None:
-        distilled = trainer.distiller.state_dict()
-        tensors["injectors"] = distilled["injectors"]
-        state["modulator"] = distilled["modulator"]
+        state["modulator"] = trainer.distiller.state_dict()["modulator"]
         state["teacher"] = trainer.recipe.teacher
-    # The best one first: were it the other way round, a run killed in between would go on without it.
-    if improved:
-        write_checkpoint(folder, best_name(trainer), {"ema": tensors["ema"]}, state)
-    write_checkpoint(folder, f"epoch_{epoch:04d}", tensors, state)
-    prune_checkpoints(folder, trainer.recipe.keep_checkpoints)
-    for path in folder.glob("best_*"):
-        if path.name != best_name(trainer):
-            shutil.rmtree(path)
+    return state
 
 
 def best_name(trainer: Trainer) -> str:
@@ -92,13 +120,35 @@ def best_name(trainer: Trainer) -> str:
     return f"best_{trainer.best['epoch']:04d}"
 
 
+def _restart_name(trainer: Trainer) -> str:
+    """Return the name of the checkpoint that the last stage begins with, the best before it."""
+    return f"stage1_{trainer.last_stage.best_epoch:04d}"
+
+
+def restart(trainer: Trainer) -> bool:
+    """Go back to the weights, average and optimizer of the best epoch before the last stage, if one was evaluated."""
+    path = trainer.checkpoints / _restart_name(trainer)
+    if not path.is_dir():
+        return False
+    tensors, state = read_checkpoint(path)
+    _load(trainer, tensors)
+    trainer.average.updates = state["ema"]["updates"]
+    return True
+
+
 def export(trainer: Trainer) -> Path:
     """Write the best averaged weights, or the last where no epoch could be judged, as a folder to ship."""
     best = trainer.checkpoints / best_name(trainer)
-    source = best if best.is_dir() else trainer.checkpoints / f"epoch_{trainer.epoch - 1:04d}"
+    source = best if best.is_dir() else trainer.checkpoints / epoch_name(trainer.epoch - 1)
     folder = trainer.recipe.output / PRETRAINED
     save_pretrained(load_checkpoint(source), folder)
     return folder
+
+
+def clear(trainer: Trainer) -> None:
+    """Remove what only the last stage needed."""
+    for path in trainer.checkpoints.glob("stage1_*"):
+        shutil.rmtree(path)
 
 
 def load_checkpoint(path: str | Path) -> Detector:
@@ -128,16 +178,26 @@ def restore(trainer: Trainer, path: Path) -> None:
     """
     tensors, state = read_checkpoint(path)
     _check_fits(trainer, state, path)
-    trainer.model.load_state_dict(tensors["model"])
-    trainer.average.model.load_state_dict(tensors["ema"])
-    load_optimizer_tensors(trainer.optimizer, tensors["optimizer"])
+    _load(trainer, tensors)
     if trainer.distiller is not None:
-        trainer.distiller.load_state_dict({"injectors": tensors["injectors"], "modulator": state["modulator"]})
-    if trainer.accelerator.scaler is not None and "grad_scaler" in state:
-        trainer.accelerator.scaler.load_state_dict(state["grad_scaler"])
-    trainer.epoch, trainer.step = state["epoch"] + 1, state["step"]
-    trainer.average.updates = state["ema_updates"]
+        injectors = tensors["injectors"]
+        trainer.distiller.load_state_dict({"injectors": injectors, "modulator": state["modulator"]})
+    trainer.engine.load_scaler_state(state["grad_scaler"])
+    trainer.epoch, trainer.step = state["epoch"], state["step"]
+    trainer.average.load_state(state["ema"])
+    trainer.meter.load_state(state["losses"])
+    trainer.last_stage.load_state(state["last_stage"])
+    trainer.bad_steps.load_state_dict(state["bad_steps"])
     trainer.best, trainer.figures = state["best"], state["figures"]
+
+
+def _load(trainer: Trainer, tensors: dict[str, dict[str, Tensor]]) -> None:
+    engine = trainer.engine
+    engine.load_full_state(trainer.model, tensors["model"])
+    engine.load_full_state(trainer.average.model, tensors["ema"])
+    engine.load_optimizer_tensors(trainer.optimizer, tensors["optimizer"])
+    if trainer.distiller is not None:
+        trainer.distiller.injectors.load_state_dict(tensors["injectors"])
 
 
 def _check_fits(trainer: Trainer, state: dict[str, Any], path: Path) -> None:
@@ -150,7 +210,7 @@ def _check_fits(trainer: Trainer, state: dict[str, Any], path: Path) -> None:
     for key in sorted((now.keys() | state["recipe"].keys()) - _FREE):
         if (stored := state["recipe"].get(key)) != now.get(key):
             problems.append(f"{key}: the checkpoint has {stored!r}, now {now.get(key)!r}")
-    if (stored := state["processes"]) != (given := trainer.accelerator.num_processes):
+    if (stored := state["processes"]) != (given := trainer.engine.world):
         problems.append(f"processes: the checkpoint has {stored}, now {given}")
     if state["data"] != trainer.data_digest:
         problems.append("data: the training images or boxes are others than the checkpoint's")

@@ -1,56 +1,63 @@
-"""Trainer: the loop — steps, epochs, evaluation, and the checkpoint after each epoch."""
+"""Trainer: the loop — steps, epochs, evaluation, and the checkpoints that nothing is lost by."""
 
 from __future__ import annotations
 
-import hashlib
-import time
+import shlex
+import signal
+from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
 
 from detectors.data.coco import CocoDataset
 from detectors.detector import Detector
 from detectors.evaluation import CocoEvaluator
-from detectors.losses.finite import NonFiniteError
+from detectors.losses.criterion import Criterion
 from detectors.postprocess import postprocess
 from vfmdistill import Distiller
 from vfmdistill.errors import InputError
 
-from . import snapshot
+from . import environment, snapshot
+from .bad_steps import BadSteps
 from .checkpoint import newest_checkpoint
+from .dry_run import dry_run, heaviest_images
 from .ema import WeightAverage
+from .engine import Engine
+from .interrupt import Interrupted, StopSignals
+from .last_stage import LastStage
 from .loaders import TrainLoader, val_loader
 from .meter import LossMeter
 from .monitor import Monitor
-from .optimizer import build_optimizer, parameter_groups, set_learning_rate
+from .optimizer import build_optimizer, describe_groups, parameter_groups, set_learning_rate
 from .recipe import Recipe
+from .report import write_report
+from .run_file import begin_run, end_run
 from .schedule import flat_cosine
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
+from .step import Outcome, TrainStep
+from .tracker import start_tracker
 
 
 class Trainer:
     """Train a detector by a recipe, with or without a teacher.
 
     `fit()` leaves in `recipe.output`: `checkpoints/epoch_NNNN` (the newest few), `checkpoints/best_NNNN`,
-    `metrics.jsonl` and TensorBoard files; at its end also `pretrained`, a folder for `detectors.from_pretrained` with
-    the best averaged weights and nothing of the teacher. `trainer.average.model` is the averaged model that is
-    evaluated. As a context manager, or by `close()`, it detaches the distiller. Losses in the metrics are means over
-    the batches of the first process; λ, share and the COCO figures are those of all processes.
+    `metrics.jsonl`, `report.html` and TensorBoard files; at its end also `pretrained`, a folder for
+    `detectors.from_pretrained` with the best averaged weights and nothing of the teacher. `trainer.average.model` is
+    the averaged model that is evaluated. As a context manager, or by `close()`, it detaches the distiller. Losses in
+    the metrics are means over the batches of the first process; λ, share and the COCO figures are those of all
+    processes.
 
     Args:
-        recipe: the settings.
-        accelerator: devices, processes and precision.
-        model: the detector, on the accelerator's device, built for the recipe's `input_size`.
-        criterion: (outputs, targets) → weighted losses by name.
-        train_data: training images; the transform follows from the recipe, epoch by epoch.
+        recipe: the settings; `batch_size` must be a number.
+        engine: devices, processes and precision.
+        model: the detector, placed by the engine, built for the recipe's `input_size`.
+        criterion: its losses.
+        train_data: training images; what happens to them follows from the recipe, epoch by epoch.
         val_data: validation images.
         average: of `model`, made before a distiller was attached, so that it carries no hook.
         distiller: attached to `model`; None trains without a teacher.
+        facts: what else the report shall say of the run; JSON-able.
 
     Raises:
         InputError: the output folder holds a run and `recipe.resume` is off, or holds one that does not fit; or the
@@ -60,39 +67,60 @@ class Trainer:
     def __init__(
         self,
         recipe: Recipe,
-        accelerator: Accelerator,
+        engine: Engine,
         model: Detector,
-        criterion: nn.Module,
+        criterion: Criterion,
         train_data: CocoDataset,
         val_data: CocoDataset,
         average: WeightAverage,
         distiller: Distiller | None = None,
+        *,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         if model.spec.input_size != recipe.input_size:
             raise InputError(
                 f"the model was built for images of {' × '.join(map(str, model.spec.input_size))}, the recipe is for "
                 f"{' × '.join(map(str, recipe.input_size))}; build it with input_size=recipe.input_size."
             )
-        self.recipe, self.accelerator, self.distiller = recipe, accelerator, distiller
-        self.model, self.criterion = model, criterion
+        if recipe.batch_size == "auto":
+            raise InputError("batch_size is 'auto', which `assemble` turns into a number; give the recipe a number.")
+        self.recipe, self.engine, self.distiller = recipe, engine, distiller
+        self.model, self.criterion, self.average = model, criterion, average
         self.val_data, self.category_ids = val_data, val_data.category_ids
         self.checkpoints = recipe.output / snapshot.FOLDER
         # With other images or boxes a resumed run would not go on, but change.
-        self.data_digest = hashlib.sha256(train_data.annotation_file.read_bytes()).hexdigest()
-        self.train_loader = TrainLoader(train_data, recipe, accelerator)
-        self.val_loader = val_loader(val_data, recipe, accelerator)
-        self.evaluator = CocoEvaluator(val_data.annotation_file, val_data.category_ids)
-        self.average = average
+        self.data_digest = train_data.digest
+        self._box_counts = train_data.box_counts
+        self.train_loader = TrainLoader(train_data, recipe, engine.accelerator)
+        self.val_loader = val_loader(val_data, recipe, engine.accelerator)
+        self.evaluator = CocoEvaluator(val_data.ground_truth(), val_data.category_ids)
+        engine.shard(model)
+        engine.shard(average.model)
         injectors = distiller.injectors if distiller is not None else None
-        self.optimizer = build_optimizer(parameter_groups(model, injectors, recipe), recipe)
-        self.network, self._stepper = accelerator.prepare(model, self.optimizer)
+        optimizer = build_optimizer(parameter_groups(model, injectors, recipe), recipe)
+        self._network, self.optimizer = engine.prepare(model, optimizer)
+        self._train_step = TrainStep(
+            engine, model, self._network, criterion, distiller, clip_norm=recipe.clip_norm, seed=recipe.seed
+        )
         self.epoch, self.step = 0, 0
+        self.in_last_stage = False
         self.best: dict[str, float] = {"AP": -1.0, "epoch": -1}
         self.figures: dict[str, Any] = {}
+        self.meter, self.last_stage = LossMeter(), LastStage()
+        self.bad_steps = BadSteps(recipe.output, recipe.max_bad_steps, rank=engine.rank)
+        self._stop = StopSignals()
         self._resume()
         self.monitor = Monitor(
-            recipe.output, silent=not accelerator.is_main_process, first_epoch=self.epoch, first_step=self.step
+            recipe.output,
+            silent=not engine.is_main,
+            first_epoch=self.epoch,
+            first_step=self.step,
+            epochs=recipe.epochs,
+            batch_size=recipe.batch_size,
+            tracker=start_tracker(engine.accelerator, recipe),
         )
+        if engine.is_main:
+            begin_run(recipe.output, self._facts(facts or {}), epoch=self.epoch, step=self.step)
 
     def __enter__(self) -> Trainer:
         return self
@@ -108,6 +136,16 @@ class Trainer:
             self.distiller.detach()
         self.monitor.close()
 
+    def _facts(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "stages": self.recipe.stages._asdict(),
+            "environment": environment.describe(),
+            "command": environment.command(),
+            "parameter_groups": describe_groups(self.optimizer),
+            **given,
+        }
+
     def _resume(self) -> None:
         newest = newest_checkpoint(self.checkpoints)
         if newest is None and self.recipe.resume and not self.recipe.output.is_dir():
@@ -120,113 +158,168 @@ class Trainer:
             snapshot.restore(self, newest)
 
     def fit(self) -> dict[str, Any]:
-        """Train the epochs that are left; return the figures of the last one."""
-        if self.recipe.resume:
-            found = "no checkpoint yet, starting" if self.epoch == 0 else "continuing"
-            self.monitor.say(f"{found} with epoch {self.epoch} of {self.recipe.epochs}")
-        for epoch in range(self.epoch, self.recipe.epochs):
-            started = time.perf_counter()
-            figures = self._train_epoch(epoch)
-            speed = len(self.train_loader) * self.recipe.batch_size / (time.perf_counter() - started)
-            self._share_statistics()
-            if (epoch + 1) % self.recipe.evaluate_every == 0 or epoch + 1 == self.recipe.epochs:
-                figures |= self.evaluate()
-            self._finish_epoch(epoch, figures, speed)
-        if self.accelerator.is_main_process:
+        """Train the epochs that are left; return the figures of the last one.
+
+        Raises:
+            Interrupted: SIGTERM or SIGINT came; the step was finished and everything saved.
+            TooManyBadSteps: nothing but steps without a finite gradient, `recipe.max_bad_steps` in a row.
+            CheckpointError: a checkpoint cannot be written; the one before it is intact.
+        """
+        self._announce()
+        if self.recipe.dry_run and self.step == 0:
+            self._try_heaviest()
+        try:
+            with self._stop:
+                for epoch in range(self.epoch, self.recipe.epochs):
+                    self._train_epoch(epoch)
+                    evaluated = (epoch + 1) % self.recipe.evaluate_every == 0 or epoch + 1 == self.recipe.epochs
+                    self._finish_epoch(epoch, self.evaluate() if evaluated else {})
+        except Interrupted:
+            self._report(finished=False)
+            raise
+        if self.engine.is_main:
             snapshot.export(self)
-        self.accelerator.wait_for_everyone()
+            snapshot.clear(self)
+        self._report(finished=True)
+        self.engine.accelerator.wait_for_everyone()
         return self.figures
 
-    def _train_epoch(self, epoch: int) -> dict[str, Any]:
-        recipe, steps, meter = self.recipe, len(self.train_loader), LossMeter()
-        self.network.train()
-        if self.distiller is not None and epoch >= recipe.last_stage:
-            self.distiller.finish_adapting()
-        total = steps * recipe.epochs
-        batches = self.train_loader.epoch(epoch)
-        for (images, targets), progress in self.monitor.track(batches, steps, f"epoch {epoch}"):
-            factor = flat_cosine(
-                self.step,
-                total=total,
-                warmup=recipe.warmup(total),
-                flat=steps * recipe.flat_until,
-                plain=steps * (recipe.epochs - recipe.last_stage),
-                final=recipe.final_learning_rate,
+    def _try_heaviest(self) -> None:
+        """Find out now, not in the middle of the night, whether the largest images with the most boxes fit."""
+        images = int(self.recipe.batch_size) // self.engine.world // self.recipe.accumulate
+        heaviest = heaviest_images(self.recipe, self._box_counts)
+        self.monitor.say(str(dry_run(self._train_step, self.optimizer, images=images, heaviest=heaviest)))
+
+    def _report(self, *, finished: bool) -> None:
+        if self.engine.is_main:
+            end_run(self.recipe.output, finished=finished, best=self.best)
+            self.monitor.say(f"report: {write_report(self.recipe.output)}")
+
+    def _announce(self) -> None:
+        """Say how the run begins: groups of parameters, stages, and where it goes on."""
+        for group in describe_groups(self.optimizer):
+            self.monitor.say(
+                f"{group['name']}: {group['tensors']} tensors, {group['parameters']:,} parameters, learning rate "
+                f"{group['learning_rate']:g}, weight decay {group['weight_decay']:g}"
             )
-            set_learning_rate(self.optimizer, factor)
-            image_ids = [int(target["image_id"]) for target in targets]
-            try:
-                losses = self._train_step(images, targets)
-            except NonFiniteError as error:
-                meter.read()  # raises if it began with the losses of a step before this one
-                raise NonFiniteError(f"step {self.step + 1}, images with ids {image_ids}: {error}") from error
+        stages = self.recipe.stages
+        self.monitor.say(
+            f"stages of {self.recipe.epochs} epochs: augmented from {stages.augmented_from}, dense until "
+            f"{stages.dense_until}, flat until {stages.flat_until}, plain from {stages.plain_from}"
+        )
+        if self.recipe.resume:
+            found = "no checkpoint yet, starting" if self.step == 0 else "continuing"
+            position = self.step - self.epoch * len(self.train_loader)
+            inside = f", step {position} of {len(self.train_loader)}" if position else ""
+            self.monitor.say(f"{found} with epoch {self.epoch} of {self.recipe.epochs}{inside}")
+
+    def _train_epoch(self, epoch: int) -> None:
+        steps = len(self.train_loader)
+        first = self.step - epoch * steps
+        self.in_last_stage = epoch >= self.recipe.stages.plain_from
+        if first == 0:
+            self.meter = LossMeter()
+            if epoch == self.recipe.stages.plain_from:
+                self.last_stage.begin(self)
+        self._network.train()
+        batches = self.train_loader.epoch(epoch, first)
+        for parts, _ in self.monitor.track(batches, steps, f"epoch {epoch}", epoch=epoch, first=first):
+            set_learning_rate(self.optimizer, self._learning_rate_factor())
+            outcome = self._train_step(parts, self.step)
             self.step += 1
-            meter.add(self.step, losses, image_ids)
-            if self.step % recipe.log_every == 0:
-                self._report(meter.read(), progress)
-        figures: dict[str, Any] = {"epoch": epoch, **meter.means()}
+            self._note(outcome, parts, epoch)
+            if self.step % self.recipe.log_every == 0:
+                values = self.meter.read() | (self.distiller.metrics() if self.distiller is not None else {})
+                self.monitor.step(values, self.step)
+            self._stop_if_asked()
+            every = self.recipe.save_every
+            if every is not None and (self.step - epoch * steps) % every == 0:
+                snapshot.save_step(self)
+                self.engine.accelerator.wait_for_everyone()
+
+    def _learning_rate_factor(self) -> float:
+        recipe, steps = self.recipe, len(self.train_loader)
+        total = steps * recipe.epochs
+        return flat_cosine(
+            self.step,
+            total=total,
+            warmup=recipe.warmup_length(total),
+            flat=steps * recipe.stages.flat_until,
+            plain=steps * (recipe.epochs - recipe.stages.plain_from),
+            final=recipe.final_learning_rate,
+            rise={"quadratic": 2, "linear": 1}[recipe.warmup],
+        )
+
+    def _note(self, outcome: Outcome, parts: list[Any], epoch: int) -> None:
+        """Let the average follow a step that was done; keep what a bad one was computed from."""
+        if outcome.searching:
+            return
+        if outcome.reason is None:
+            self.average.update(self.model)
+            self.bad_steps.good()
+            image_ids = [int(target["image_id"]) for _, targets in parts for target in targets]
+            self.meter.add(self.step, outcome.losses, image_ids)
+            return
+        weights = self.engine.full_state(self.model) if self.recipe.shard else None  # all processes together
+        if not outcome.reason:
+            self.bad_steps.skip(self.step)
+            return
+        dump = self.bad_steps.record(
+            self.step, epoch, parts, outcome.loss_values(), outcome.reason, self.model, outcome.rng, self.recipe,
+            distiller=self.distiller, counts=outcome.counts, weights=weights,
+        )  # fmt: skip
+        kept = f"; replay it: python -m detectors.training.replay {shlex.quote(str(dump))}" if dump else ""
+        self.monitor.say(f"step {self.step} is left out: {outcome.reason}{kept}")
+
+    def _stop_if_asked(self) -> None:
+        """Save and end the run where a signal asked any process to."""
+        (asked,) = self.engine.agree(self._stop.received is not None)
+        if not asked:
+            return
+        saved = snapshot.save_step(self)
+        self.engine.accelerator.wait_for_everyone()
+        number = self._stop.received or signal.SIGTERM  # another process got it
+        again = environment.command() + ("" if self.recipe.resume else " --resume")
+        raise Interrupted(
+            f"stopped by {signal.Signals(number).name} in epoch {self.epoch} after step {self.step}; everything is in "
+            f"{saved}. Go on with: {again}",
+            number,
+        )
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, Any]:
+        """Return the COCO figures of the averaged model on the validation images, those of all processes together.
+
+        Besides the twelve figures, "AP_per_class" holds the AP of every class by name.
+        """
+        self.engine.share_statistics(self.model, self.average.model)
+        self.evaluator.reset()
+        common = len(self.val_data) // self.engine.world // (self.val_loader.batch_size or 1)  # every process has them
+        with self.engine.whole(self.average.model) as model:
+            for number, (images, targets) in enumerate(self.val_loader):
+                outputs = model(images.to(self.engine.device))
+                sizes = [tuple(target["orig_size"].tolist()) for target in targets]
+                self.evaluator.process([int(target["image_id"]) for target in targets], postprocess(outputs, sizes))
+                if number < common:
+                    self._stop_if_asked()
+        self.evaluator.gather()
+        return {**self.evaluator.evaluate(), "AP_per_class": self.evaluator.per_class()}
+
+    def _finish_epoch(self, epoch: int, evaluation: dict[str, Any]) -> None:
+        figures: dict[str, Any] = {"epoch": epoch, **self.meter.means(), "bad_steps": self.bad_steps.count}
         if self.distiller is not None:
-            figures["semantic_loss"] = figures["loss_semantic"] / self.distiller.weight
+            if "loss_semantic" in figures:
+                figures["semantic_loss"] = figures["loss_semantic"] / self.distiller.weight
             update = self.distiller.update()
             figures |= {"weight": update.previous, "share": update.share, "next_weight": update.weight}
             figures["modulation"] = str(update.reason)
-        return figures | {"learning_rate": self.optimizer.param_groups[-1]["lr"]}
-
-    def _train_step(self, images: Tensor, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Do one optimizer step; return its losses by name, still on the device."""
-        device = self.accelerator.device
-        images = images.to(device, non_blocking=True)
-        labelled = [{key: value.to(device, non_blocking=True) for key, value in target.items()} for target in targets]
-        losses: dict[str, Tensor] = self.criterion(self.network(images, labelled), labelled)
-        parameters = list(self.model.parameters())
-        if self.distiller is not None:
-            losses["loss_semantic"] = self.distiller.loss(images)
-            parameters += self.distiller.parameters()
-        self.accelerator.backward(torch.stack(list(losses.values())).sum())
-        if self.distiller is not None:
-            self.distiller.observe()
-        self.accelerator.clip_grad_norm_(parameters, self.recipe.clip_norm)
-        self._stepper.step()
-        self._stepper.zero_grad()
-        self.average.update(self.model)
-        return losses
-
-    def _share_statistics(self) -> None:
-        """Give every process the running statistics of the first, where batch norm is not synchronised."""
-        if self.accelerator.num_processes > 1:
-            for module in (self.model, self.average.model):
-                for buffer in module.buffers():
-                    torch.distributed.broadcast(buffer, src=0)
-
-    def _report(self, losses: dict[str, float], progress: Progress) -> None:
-        values = losses | (self.distiller.metrics() if self.distiller is not None else {})
-        self.monitor.scalars({f"train/{name}": value for name, value in values.items()}, self.step)
-        task = progress.tasks[0]
-        shown = [
-            f"{name} {values[name]:.3g}" for name in ("loss", "semantic_loss", "weight", "share") if name in values
-        ]
-        shown.append(f"{(task.speed or 0.0) * self.recipe.batch_size:.1f} images/s")
-        progress.update(task.id, figures="  ".join(shown))
-
-    @torch.no_grad()
-    def evaluate(self) -> dict[str, float]:
-        """Return the COCO figures of the averaged model on the validation images, those of all processes together."""
-        self.evaluator.reset()
-        for images, targets in self.val_loader:
-            outputs = self.average.model(images.to(self.accelerator.device))
-            sizes = [tuple(target["orig_size"].tolist()) for target in targets]
-            self.evaluator.process([int(target["image_id"]) for target in targets], postprocess(outputs, sizes))
-        self.evaluator.gather()
-        return self.evaluator.evaluate()
-
-    def _finish_epoch(self, epoch: int, figures: dict[str, Any], speed: float) -> None:
-        improved = figures.get("AP", -1.0) > self.best["AP"]
+        figures["learning_rate"] = self.optimizer.param_groups[-1]["lr"]
+        self.epoch, self.figures = epoch + 1, figures | evaluation
+        improved = evaluation.get("AP", -1.0) > self.best["AP"]
         if improved:
-            self.best = {"AP": figures["AP"], "epoch": epoch}
-        self.epoch, self.figures = epoch + 1, figures
-        self.monitor.epoch(figures, f"{speed:.1f} images/s")
-        numbers = {f"epoch/{key}": value for key, value in figures.items() if isinstance(value, float)}
-        self.monitor.scalars({**numbers, "epoch/images_per_second": speed}, self.step)
-        if self.accelerator.is_main_process:
-            snapshot.save(self, improved=improved)
-        self.accelerator.wait_for_everyone()
+            self.best = {"AP": evaluation["AP"], "epoch": epoch}
+        self.monitor.epoch(self.figures, step=self.step)
+        if evaluation:
+            self.last_stage.judge(self, epoch, evaluation["AP"])
+        snapshot.save_epoch(self, improved=improved)
+        self.engine.accelerator.wait_for_everyone()

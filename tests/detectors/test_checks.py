@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from detectors.data.checks import check_dataset
-from detectors.data.images import image_problem
+from detectors.data.inspection import ImageFacts, inspect_image
 from detectors.data.problems import LISTED_PER_KIND, DatasetError, Kind
 
 
@@ -84,7 +84,8 @@ def test_everything_is_named_at_once_with_file_and_id(tmp_path: Path, coco_files
     assert details(Kind.UNKNOWN_IMAGE) == ["annotation 900: there is no image 4711"]
     assert details(Kind.UNKNOWN_CATEGORY) == ["annotation 901 (gone.png): there is no category 55"]
     assert details(Kind.BOX_OUTSIDE) == ["annotation 101 (1.png, 40 × 30): bbox [35.0, 3.0, 10.0, 12.0]"]
-    assert [detail.split(" (")[0] for detail in details(Kind.BOX_WITHOUT_AREA)] == ["annotation 102", "annotation 104"]
+    assert details(Kind.BOX_WITHOUT_AREA) == ["annotation 102 (2.png, 40 × 30): bbox [5.0, 5.0, 0.0, 3.0]"]
+    assert details(Kind.BOX_INVERTED) == ["annotation 104 (4.png, 40 × 30): bbox [5.0, 5.0, -4.0, 3.0]"]
     assert details(Kind.BOX_NOT_FINITE) == ["annotation 105 (5.png, 40 × 30): bbox [5.0, nan, 4.0, 3.0]"]
     assert [detail.split(":")[0] for detail in details(Kind.IMAGE_MISSING)] == ["image 10 (gone.png)"]
     unreadable = details(Kind.IMAGE_UNREADABLE)
@@ -189,31 +190,28 @@ def test_truncation_is_found_wherever_it_lies(tmp_path: Path, progressive: bool)
     whole = buffer.getvalue()
     path = tmp_path / "picture.jpg"
     path.write_bytes(whole)
-    assert image_problem(path, (160, 120)) is None
+    assert isinstance(inspect_image(path, (160, 120)), ImageFacts)
     lengths = {len(whole) * part // 60 for part in range(1, 60)} | {len(whole) - missing for missing in range(1, 24)}
     for length in sorted(lengths):
         path.write_bytes(whole[:length])
-        problem = image_problem(path, (160, 120))
-        assert problem is not None, f"{length} of {len(whole)} bytes passed"
-        assert problem[0] is Kind.IMAGE_UNREADABLE
+        found = inspect_image(path, (160, 120))
+        assert not isinstance(found, ImageFacts), f"{length} of {len(whole)} bytes passed"
+        assert found[0] is Kind.IMAGE_UNREADABLE
 
 
-def test_an_image_annotated_as_turned_by_exif_is_explained(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[274] = 6
-    photograph().save(tmp_path / "picture.jpg", exif=exif)
-    problem = image_problem(tmp_path / "picture.jpg", (120, 160))
-    assert problem is not None
-    assert problem[0] is Kind.IMAGE_SIZE
-    assert "EXIF orientation 6" in problem[1]
+def test_a_message_on_an_unreadable_image_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "picture.jpg").write_bytes(b"no picture")
+    assert inspect_image(tmp_path / "picture.jpg", (1, 1)) == (
+        Kind.IMAGE_UNREADABLE,
+        f"cannot identify image file '{tmp_path / 'picture.jpg'}'",
+    )
 
 
 def test_pixels_of_16_bits_are_refused_instead_of_clipped(tmp_path: Path) -> None:
     Image.fromarray(np.full((30, 40), 40000, dtype=np.uint16)).save(tmp_path / "deep.png")
-    problem = image_problem(tmp_path / "deep.png", (40, 30))
-    assert problem is not None
-    assert problem[0] is Kind.IMAGE_UNREADABLE
-    assert "8-bit" in problem[1]
+    kind, detail = inspect_image(tmp_path / "deep.png", (40, 30))[:2]
+    assert kind is Kind.IMAGE_UNREADABLE
+    assert "8-bit" in str(detail)
 
 
 def test_annotations_with_infinite_boxes_are_read(tmp_path: Path, coco_files: Any) -> None:

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import vfmdistill
-from detectors.training import Recipe, Trainer, assemble, checkpoint, recipe_for, snapshot
+from detectors.training import Recipe, assemble, checkpoint, recipe_for, snapshot
+from detectors.training.step import TrainStep
 
 STEPS = 3  # of an epoch: 13 images in batches of 4
 
@@ -50,9 +51,10 @@ def tiny_recipe(data: Path | str, output: Path | str, **overrides: Any) -> Recip
     settings: dict[str, Any] = {
         "data": data, "output": output, "teacher": "tiny", "pretrained_backbone": False, "device": "cpu",
         "input_size": 64, "batch_size": 4, "workers": 0, "epochs": 3, "num_queries": 10, "num_denoising": 4,
-        "log_every": 2, "rho": 10.0, "delta": 1.0, "plain_epochs": 1,
+        "log_every": 2, "rho": 10.0, "delta": 1.0, "plain_epochs": 1, "dry_run": False,
     }  # fmt: skip
-    return recipe_for("rtdetrv4_n", **{**settings, **overrides})
+    settings |= overrides
+    return recipe_for(settings.pop("model", "rtdetrv4_n"), **settings)
 
 
 def _kill_at(moment: str, count: int) -> None:
@@ -74,13 +76,13 @@ def _kill_at(moment: str, count: int) -> None:
         return run
 
     if moment == "step":
-        Trainer._train_step = counted(Trainer._train_step, before=False)  # type: ignore[method-assign]
+        TrainStep.__call__ = counted(TrainStep.__call__, before=False)  # type: ignore[method-assign]
     elif moment == "file":  # a part of a checkpoint is on disk then
         checkpoint.save_file = counted(checkpoint.save_file, before=False)
     elif moment == "checkpoint":  # it is complete, but older ones are still there
         snapshot.write_checkpoint = counted(snapshot.write_checkpoint, before=False)
     elif moment == "save":  # the epoch's metrics are written, its checkpoints are not
-        snapshot.save = counted(snapshot.save, before=True)
+        snapshot.save_epoch = counted(snapshot.save_epoch, before=True)
     else:
         raise ValueError(moment)
 
@@ -99,5 +101,5 @@ if __name__ == "__main__":
         tensors["weight"] = torch.tensor(trainer.distiller.weight, dtype=torch.float64)  # type: ignore[union-attr]
         tensors["AP"] = torch.tensor(trainer.figures["AP"], dtype=torch.float64)
         save_file(
-            {k: v.contiguous() for k, v in tensors.items()}, f"{dump}/{trainer.accelerator.process_index}.safetensors"
+            {k: v.contiguous() for k, v in tensors.items()}, f"{dump}/{trainer.engine.rank}.safetensors"
         )

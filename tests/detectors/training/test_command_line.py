@@ -83,3 +83,20 @@ def test_help_lists_every_setting_and_unknown_options_are_errors(capsys: pytest.
 def test_wrong_value_is_one_clear_error() -> None:
     with pytest.raises(InputError, match=r"images of 321 × 321: .* that work: 320 × 320 and 352"):
         parse("--input-size", "321")
+
+
+def test_dumped_recipe_gives_the_same_run(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    options = ("--data", "cards", "--model", "deim_m", "--epochs", "60", "--multi-scale", "null", "--rho", "auto")
+    with pytest.raises(SystemExit) as stopped:
+        parse(*options, "--dump-recipe", str(file))
+    assert stopped.value.code == 0
+    dumped = parse("--config", str(file))
+    assert dumped == parse(*options)
+    assert (dumped.multi_scale, dumped.stages) == (None, (2, 29, 29, 53))
+    assert "augmented_from 2, dense_until 29" in file.read_text()
+
+
+def test_dump_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot write the recipe"):
+        parse("--dump-recipe", str(tmp_path / "nowhere" / "recipe.yaml"))

@@ -34,3 +34,12 @@ def test_average_is_apart_from_the_model() -> None:
     assert all(
         a.data_ptr() != b.data_ptr() for a, b in zip(average.model.parameters(), model.parameters(), strict=True)
     )
+
+
+def test_state_is_the_decay_and_the_number_of_updates() -> None:
+    average = WeightAverage(nn.Linear(2, 2), decay=0.9)
+    average.update(nn.Linear(2, 2))
+    average.decay -= 0.1
+    other = WeightAverage(nn.Linear(2, 2), decay=0.9)
+    other.load_state(average.state())
+    assert (other.decay, other.updates) == (average.decay, 1)

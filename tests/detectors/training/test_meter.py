@@ -28,3 +28,18 @@ def test_a_loss_that_is_not_finite_is_named_with_its_images(value: float) -> Non
         NonFiniteError, match=r"step 8 \(images with ids \[31, 12\]\) .*: loss_giou_aux_0 = (nan|inf)\."
     ):
         meter.means()
+
+
+def test_sums_go_on_where_another_meter_stopped() -> None:
+    whole, first, second = LossMeter(), LossMeter(), LossMeter()
+    for step in range(1, 8):
+        losses = {"loss_mal": torch.tensor(step / 3), "loss_bbox": torch.tensor(0.1 * step)}
+        whole.add(step, losses, [step])
+        if step == 4:
+            second.load_state(first.state())
+        (first if step < 4 else second).add(step, losses, [step])
+    assert second.means() == whole.means()
+
+
+def test_nothing_was_measured() -> None:
+    assert LossMeter().means() == {}

@@ -1,23 +1,10 @@
 import pytest
+from pydantic import ValidationError
 
-from detectors.training.recipe import PUBLISHED, recipe_for
+from detectors.data.augmentation import Augmentation
+from detectors.training.published import PUBLISHED
+from detectors.training.recipe import Recipe, recipe_for
 from vfmdistill.errors import InputError, UnknownNameError
-
-
-# epochs, first augmented, cosine from, last stage: the policy epochs of the authors' configuration files
-@pytest.mark.parametrize(
-    ("model", "boundaries"),
-    [
-        ("rtdetrv4_n", (160, 4, 78, 148)),
-        ("rtdetrv4_s", (132, 4, 64, 120)),
-        ("rtdetrv4_m", (102, 4, 49, 90)),
-        ("rtdetrv4_l", (58, 4, 29, 50)),
-        ("rtdetrv4_x", (58, 4, 29, 50)),
-    ],
-)
-def test_stages_of_the_published_runs(model: str, boundaries: tuple[int, int, int, int]) -> None:
-    recipe = recipe_for(model)
-    assert (recipe.epochs, recipe.first_augmented, recipe.flat_until, recipe.last_stage) == boundaries
 
 
 # initial λ, ρ, δ, default: RT-DETRv4 (arXiv 2510.25257), configuration files
@@ -38,21 +25,37 @@ def test_published_modulation(model: str, settings: tuple[float, float, float, f
 @pytest.mark.parametrize("model", sorted(PUBLISHED))
 @pytest.mark.parametrize("epochs", [1, 2, 3, 7, 12, 30, 200])
 def test_every_length_has_ordered_stages(model: str, epochs: int) -> None:
-    recipe = recipe_for(model, epochs=epochs)
-    assert 0 <= recipe.first_augmented <= recipe.flat_until <= recipe.last_stage <= epochs
+    stages = recipe_for(model, epochs=epochs).stages
+    assert 0 <= stages.augmented_from <= stages.plain_from <= epochs
+    assert stages.dense_until <= stages.flat_until <= stages.plain_from
 
 
-def test_last_stage_and_first_epochs_are_plain() -> None:
+def test_boundaries_keep_their_proportions_and_can_be_given() -> None:
+    # 4, 64 and 120 of 132
+    assert recipe_for("rtdetrv4_s", epochs=33).stages == (1, 16, 16, 30)
+    assert recipe_for("rtdetrv4_s", epochs=264).stages == (4, 128, 128, 240)  # a longer warm-up is no use
+    assert recipe_for("rtdetrv4_s", epochs=33, dense_until=9, plain_epochs=5).stages == (1, 9, 16, 28)
+    assert recipe_for("rtdetrv4_s", epochs=33, augmented_from=0, flat_until=20).stages == (0, 16, 20, 30)
+    assert recipe_for("rtdetrv4_s", epochs=33, plain_epochs=30).stages == (1, 3, 3, 3)
+
+
+def test_augmentation_of_every_stage() -> None:
     recipe = recipe_for("rtdetrv4_s")
-    assert [epoch for epoch in range(132) if recipe.is_augmented(epoch)] == list(range(4, 120))
-    assert not any(recipe_for("rtdetrv4_s", augment=False).is_augmented(epoch) for epoch in range(132))
+    strong = Augmentation(strong=True, multi_scale=20)
+    dense = Augmentation(strong=True, mosaic=0.5, mixup=0.5, multi_scale=20)
+    expected = {3: Augmentation(multi_scale=20), 4: dense, 63: dense, 64: strong, 119: strong, 120: Augmentation()}
+    assert {epoch: recipe.augmentation(epoch) for epoch in expected} == expected
+    assert recipe_for("dfine_s").augmentation(0) == strong
+    assert recipe_for("deim_n").augmentation(4) == Augmentation(strong=True, mosaic=0.5, mixup=0.5)
+    plain = recipe_for("rtdetrv4_s", augment=False)
+    assert {plain.augmentation(epoch) for epoch in range(132)} == {Augmentation()}
 
 
 def test_warmup_is_short_in_short_runs() -> None:
     recipe = recipe_for("rtdetrv4_s")
-    assert recipe.warmup(488_004) == 2000
-    assert recipe.warmup(1000) == 50
-    assert recipe_for("rtdetrv4_s", warmup_steps=7).warmup(1000) == 7
+    assert recipe.warmup_length(488_004) == 2000
+    assert recipe.warmup_length(1000) == 50
+    assert recipe_for("rtdetrv4_s", warmup_steps=7).warmup_length(1000) == 7
 
 
 @pytest.mark.parametrize("value", [320, "320", [320], (320, 320), [320, 320]])
@@ -84,8 +87,8 @@ def test_unknown_field_and_model_name_the_nearest() -> None:
         recipe_for("rtdetrv4_s", epoch=3)
     with pytest.raises(UnknownNameError, match="rtdetrv4_s"):
         recipe_for("rtdetrv4s")
-    with pytest.raises(InputError, match="no published recipe for 'dfine_n' yet; there is one for rtdetrv4_n"):
-        recipe_for("dfine_n")
+    with pytest.raises(ValidationError, match="is no detector"):
+        Recipe(model="rtdetrv4s")
 
 
 def test_a_flag_is_no_share() -> None:
@@ -96,8 +99,12 @@ def test_a_flag_is_no_share() -> None:
 def test_window_and_stages_that_cannot_be() -> None:
     with pytest.raises(InputError, match="between 0 and 100"):
         recipe_for("rtdetrv4_s", rho=0.5, delta=1)
-    with pytest.raises(InputError, match="out of order"):
-        recipe_for("rtdetrv4_s", epochs=10, flat_epochs=10, plain_epochs=3)
+    with pytest.raises(InputError, match="flat_until is epoch 10, but the last stage begins with epoch 7 of 10"):
+        recipe_for("rtdetrv4_s", epochs=10, flat_until=10, plain_epochs=3)
+    with pytest.raises(InputError, match="plain_epochs is 11, but there are 10 epochs"):
+        recipe_for("rtdetrv4_s", epochs=10, plain_epochs=11)
+    with pytest.raises(InputError, match="batch_size 10 cannot be taken in 4 equal parts"):
+        recipe_for("rtdetrv4_s", batch_size=10, accumulate=4)
     with pytest.raises(InputError, match="teacher_weights needs a teacher"):
         recipe_for("rtdetrv4_s", teacher="none", teacher_weights="w.pth")
 

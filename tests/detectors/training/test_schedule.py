@@ -23,8 +23,8 @@ def test_learning_rate_factor_of_the_published_runs(model: str, expected: dict[i
     total = recipe.epochs * STEPS
     for step, factor in expected.items():
         ours = flat_cosine(
-            step, total=total, warmup=recipe.warmup(total), flat=recipe.flat_until * STEPS,
-            plain=(recipe.epochs - recipe.last_stage) * STEPS, final=recipe.final_learning_rate,
+            step, total=total, warmup=recipe.warmup_length(total), flat=recipe.stages.flat_until * STEPS,
+            plain=(recipe.epochs - recipe.stages.plain_from) * STEPS, final=recipe.final_learning_rate,
         )  # fmt: skip
         assert ours == pytest.approx(factor, rel=1e-12), step
 

@@ -1,16 +1,17 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from support.tiny_run import STEPS, tiny_recipe
 
 import detectors
-from detectors.losses.finite import NonFiniteError
 from detectors.pretrained import from_pretrained
 from detectors.training import Trainer, assemble, load_checkpoint
+from detectors.training.bad_steps import TooManyBadSteps
 from detectors.training.ema import WeightAverage
+from detectors.training.engine import Engine
 from vfmdistill.errors import InputError, UnknownNameError, WeightsError
 
 
@@ -22,7 +23,7 @@ def test_a_run_leaves_metrics_curves_and_checkpoints_and_no_hooks(toy: Path, tmp
     losses = {"loss", "loss_mal", "loss_bbox", "loss_giou", "loss_fgl", "loss_ddf", "semantic_loss"}
     modulation = {"weight", "share", "next_weight", "modulation"}
     assert {"epoch", "learning_rate", "AP", "AP50"} | losses | modulation <= lines[0].keys()
-    assert trainer.step == 3 * STEPS == trainer.average.updates
+    assert trainer.step == 3 * STEPS
     kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert [name for name in kept if name.startswith("epoch")] == ["epoch_0002"]
     assert len(kept) == 2
@@ -70,7 +71,7 @@ def test_whatever_differs_from_the_models_row_is_in_the_checkpoint(toy: Path, tm
         parts = trainer.train_loader.data, trainer.val_data
     changed = {"output": tmp_path / "two", "teacher": None, "epochs": 1}
     model = detectors.build("rtdetrv4_n", class_names=names, **options)
-    rest = Accelerator(cpu=True), model, criterion, *parts, WeightAverage(model)
+    rest = Engine(settings), model, criterion, *parts, WeightAverage(model)
     with pytest.raises(InputError, match="the model was built for images of 64 × 96, the recipe is for 64 × 64"):
         Trainer(settings.model_copy(update=changed), *rest)
     with Trainer(settings.model_copy(update={**changed, "input_size": (64, 96)}), *rest) as trainer:
@@ -107,35 +108,82 @@ def test_workers_do_not_change_the_run(toy: Path, tmp_path: Path) -> None:
     assert results[0] == results[1]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_it(toy: Path, tmp_path: Path) -> None:
+def test_a_step_that_is_not_finite_changes_nothing_but_the_count(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with assemble(tiny_recipe(toy, tmp_path, epochs=1, plain_epochs=0)) as trainer:
-        criterion = trainer.criterion
+        criterion, step = trainer.criterion.forward, trainer._train_step
+        seen = []
 
-        def broken(*args: object) -> dict[str, torch.Tensor]:
+        def broken(*args: Any) -> dict[str, torch.Tensor]:
             losses = criterion(*args)
-            return {**losses, "loss_giou": losses["loss_giou"] * torch.nan}
+            return losses | ({"loss_giou": losses["loss_giou"] * torch.nan} if trainer.step == 1 else {})
 
-        trainer.criterion = broken  # type: ignore[assignment]
-        with pytest.raises(NonFiniteError, match=r"step 1 \(images with ids \[.*: loss_giou = nan"):
-            trainer.fit()
-    assert not (tmp_path / "checkpoints").exists()
+        def watched(parts: Any, number: int) -> Any:
+            before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
+            outcome = step(parts, number)
+            after = trainer.model.state_dict()
+            seen.append([key for key in before if not torch.equal(before[key], after[key])])
+            return outcome
+
+        monkeypatch.setattr(trainer.criterion, "forward", broken)
+        monkeypatch.setattr(trainer, "_train_step", watched)
+        figures = trainer.fit()
+    assert [bool(changed) for changed in seen] == [True, False, True]  # running statistics neither
+    assert figures["bad_steps"] == 1
+    assert trainer.average.updates == 2
+    assert {path.name for path in (tmp_path / "bad_steps" / "rank_0").iterdir()} == {"step_00000002"}
+    said = " ".join(capsys.readouterr().out.split())
+    assert "step 2 is left out: 1 losses are not finite: loss_giou = nan." in said
+    assert "python -m detectors.training.replay" in said
 
 
-def test_predictions_that_are_not_finite_stop_the_run_and_are_named(toy: Path, tmp_path: Path) -> None:
-    with assemble(tiny_recipe(toy, tmp_path, epochs=1, plain_epochs=0)) as trainer:
+def test_nothing_but_bad_steps_end_the_run_and_name_the_images(toy: Path, tmp_path: Path) -> None:
+    with assemble(tiny_recipe(toy, tmp_path, epochs=2, plain_epochs=0, max_bad_steps=2)) as trainer:
         with torch.no_grad():
             trainer.model.decoder.selection.box_head.layers[-1].bias.fill_(torch.nan)  # type: ignore[index, operator, union-attr]
         with pytest.raises(
-            NonFiniteError,
-            match=r"step 1, images with ids \[.*\]: matching costs are not finite, of outputs .*main.* in images "
-            r"0 \(id \d+\), 1 \(id \d+\), .* of the batch",
+            TooManyBadSteps,
+            match=r"3 steps in a row were not finite, the last of them step 3: matching costs are not finite, of "
+            r"outputs .*main.* in images 0 \(id \d+\), 1 \(id \d+\), .* of the batch.*"
+            r"python -m detectors\.training\.replay .*step_00000003",
         ):
             trainer.fit()
     assert not (tmp_path / "checkpoints").exists()
 
 
+@pytest.mark.parametrize("model", ["rtdetrv4_n", "deim_rtdetrv2_r18"])
+def test_a_batch_in_parts_is_the_batch(toy: Path, tmp_path: Path, model: str) -> None:
+    """Four parts of two images and one of eight: weights to 1e-5, share to 1e-3 relative; norms frozen."""
+    weights, shares = [], []
+    for parts in (1, 4):
+        recipe = tiny_recipe(
+            toy, tmp_path / str(parts), model=model, batch_size=8, accumulate=parts, epochs=8, num_denoising=0,
+            learning_rate=1e-4, backbone_learning_rate=1e-4, warmup_steps=0, evaluate_every=8, augment=False,
+        )  # fmt: skip
+        with assemble(recipe) as trainer:
+            trainer.model.backbone.requires_grad_(True)
+            freeze_norms(trainer.model)
+            trainer.fit()
+        lines = [json.loads(line) for line in (tmp_path / str(parts) / "metrics.jsonl").read_text().splitlines()]
+        shares.append([line["share"] for line in lines])
+        weights.append(trainer.model.state_dict())
+    for key, value in weights[0].items():
+        torch.testing.assert_close(weights[1][key], value, rtol=0, atol=1e-5, msg=key)
+    assert shares[1] == pytest.approx(shares[0], rel=1e-3)
+    assert len(set(shares[0])) > 1
+
+
+def freeze_norms(model: torch.nn.Module) -> None:
+    """Let batch norms use their running statistics in training too."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.train = lambda mode=True, module=module: module  # type: ignore[assignment,method-assign,misc]
+            module.training = False
+
+
 def test_batches_that_cannot_be_filled(toy: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="13 training images do not fill one batch of 14: lower --batch-size"):
+    with pytest.raises(InputError, match="13 training images do not fill one batch of 14; lower --batch-size"):
         assemble(tiny_recipe(toy, tmp_path, batch_size=14))
 
 
