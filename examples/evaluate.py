@@ -33,7 +33,7 @@ from vfmdistill.errors import InputError
 class Options(PredictorOptions):
     """The command line."""
 
-    data: Path = Field(description="folder of a COCO-format data set")
+    data: Path = Field(description="folder of a data set in the format of COCO, YOLO or Pascal VOC")
     split: Literal["train", "val", "test"] = Field("val", description="which part of it")
     invalid_boxes: Literal["raise", "drop"] = Field(
         "raise", description="'drop' accepts boxes without area or outside; they count as COCO's own evaluation does it"

@@ -41,7 +41,8 @@ def repeated_boxes(annotations: Annotations) -> Iterator[Problem]:
         overlaps = _iou(boxes[one], boxes[other])
         for index in np.flatnonzero(overlaps > REPEATED_IOU):
             earlier, later = sorted((int(one[index]), int(other[index])))
-            pairs.setdefault(later, (earlier, float(overlaps[index])))
+            found = (earlier, float(overlaps[index]))
+            pairs[later] = min(pairs.get(later, found), found)
     for later, (earlier, overlap) in sorted(pairs.items()):
         image = int(images[later])
         same = "is" if overlap == 1 else f"lies with IoU {overlap:.3f} on"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,20 +63,32 @@ def inspect_split(
         missing = Problem(Kind.IMAGE_MISSING, annotations.file, f"the image folder {folder} does not exist")
         return Inspection(annotations, [None] * len(annotations.file_names), [*problems, missing])
     facts: list[ImageFacts | None] = []
-    with ThreadPoolExecutor(threads()) as pool:
-        found: Iterable[ImageFacts | tuple[Kind, str]] = pool.map(
-            inspect_image,
-            [folder / name for name in annotations.file_names],
-            [annotations.size(image) for image in range(len(annotations.file_names))],
-        )
-        if watch is not None:
-            found = watch(found, annotations.file.name, len(annotations.file_names))
-        for image_id, name, result in zip(annotations.image_ids, annotations.file_names, found, strict=True):
-            facts.append(result if isinstance(result, ImageFacts) else None)
-            if not isinstance(result, ImageFacts):
-                kind, detail = result
-                problems.append(Problem(kind, annotations.file, f"image {image_id} ({name}): {detail}"))
+    for image_id, name, found in zip(
+        annotations.image_ids, annotations.file_names, _inspect_images(annotations, watch), strict=True
+    ):
+        if isinstance(found, ImageFacts):
+            facts.append(found)
+        else:
+            facts.append(None)
+            problems.append(Problem(found[0], annotations.file, f"image {image_id} ({name}): {found[1]}"))
     return Inspection(annotations, facts, problems)
+
+
+def _inspect_images(annotations: Annotations, watch: Watch | None) -> Iterator[ImageFacts | tuple[Kind, str]]:
+    """Yield what `inspect_image` returns for each image, several of them looked at at once."""
+    number = len(annotations.file_names)
+    with ThreadPoolExecutor(threads()) as pool:
+        found = pool.map(
+            inspect_image,
+            [annotations.images_dir / name for name in annotations.file_names],
+            [annotations.size(image) for image in range(number)],
+        )
+        try:
+            yield from found if watch is None else watch(found, annotations.file.name, number)
+        except BaseException:
+            # Whoever interrupts does not wait for the rest.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def inspect_image(path: Path, annotated: Size) -> ImageFacts | tuple[Kind, str]:

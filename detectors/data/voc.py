@@ -117,8 +117,8 @@ def _read_document(document: Element, path: Path, category_ids: dict[str, int], 
             continue
         try:
             label, corners = _corners(entry)
-            crowd = int(entry.value("difficult", "0") or 0)
-        except (ValueError, OverflowError) as error:
+            crowd = _number(entry, "difficult", "0") != 0
+        except ValueError as error:
             content.note(Kind.MALFORMED, f"{path}:{entry.line}: {error}")
             continue
         if any(0 <= value < 1 for value in corners):
@@ -130,7 +130,7 @@ def _read_document(document: Element, path: Path, category_ids: dict[str, int], 
                 "image_id": image["id"],
                 "category_id": category_ids[label],
                 "bbox": [left, top, corners[2] - left, corners[3] - top],
-                "iscrowd": int(crowd != 0),
+                "iscrowd": int(crowd),
                 "line": entry.line,
             }
         )
@@ -143,13 +143,15 @@ def _corners(entry: Element) -> tuple[str, list[float]]:
         raise ValueError("the object has no `name`")
     if box is None:
         raise ValueError(f"the {label} has no `bndbox`")
-    corners = []
-    for name in ("xmin", "ymin", "xmax", "ymax"):
-        try:
-            corners.append(float(box.value(name)))
-        except ValueError:
-            raise ValueError(f"`{name}` of the {label} is {box.value(name, 'missing')!r}, no number") from None
-    return label, corners
+    return label, [_number(box, name) for name in ("xmin", "ymin", "xmax", "ymax")]
+
+
+def _number(element: Element, tag: str, default: str = "") -> float:
+    text = element.value(tag, default)
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"`{tag}` is {text!r}; expected a number") from None
 
 
 def _read_missing_sizes(content: Content) -> None:

@@ -80,11 +80,10 @@ def _images(source: Path, root: Path, content: Content) -> Iterator[Path]:
 
 def _label_file(path: Path, root: Path) -> Path:
     """Return where the labels of an image lie; folders above the data set may be called `images` too."""
-    parts = path.relative_to(root).parts if path.is_relative_to(root) else path.parts
-    folders, base = list(parts[:-1]), path.parents[len(parts) - 1] if parts else path
+    base = root if path.is_relative_to(root) else Path()
+    folders = list(path.relative_to(base).parent.parts if base is root else path.parent.parts)
     if "images" in folders:
-        last = len(folders) - 1 - folders[::-1].index("images")
-        folders[last] = "labels"
+        folders[len(folders) - 1 - folders[::-1].index("images")] = "labels"
     return Path(base, *folders, path.stem + ".txt")
 
 

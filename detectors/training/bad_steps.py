@@ -22,7 +22,7 @@ FOLDER = "bad_steps"
 KEPT = 5  # dumps of a process: the first ones lie nearest to the cause
 
 
-class TooManyBadSteps(NonFiniteError):  # noqa: N818: it is what happened
+class TooManyBadSteps(NonFiniteError):  # noqa: N818
     """More steps in a row than the recipe allows had losses or gradients that are not finite."""
 
 

@@ -50,9 +50,11 @@ def find_batch_size(
             and part.
     """
     if recipe.shard:
-        raise InputError("batch_size 'auto' does not go with --shard, whose share of the memory it cannot try; give a number.")
+        raise InputError(
+            "batch_size 'auto' does not go with --shard, whose share of the memory it cannot try; give a number."
+        )
     model.to(engine.device)
-    held = WeightAverage(model)  # as the run will have one
+    average = WeightAverage(model)  # a run has one beside it
     criterion = detectors.build_criterion(model.spec, num_classes=model.num_classes)
     distiller = None
     if teacher is not None:
@@ -70,7 +72,7 @@ def find_batch_size(
     finally:
         if distiller is not None:
             distiller.detach()
-        del held
+        del average
     if engine.world > 1:
         smallest = torch.tensor(images, device=engine.device)
         distributed.all_reduce(smallest, op=distributed.ReduceOp.MIN)

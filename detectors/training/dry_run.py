@@ -15,11 +15,12 @@ from torch import Tensor
 
 from detectors.data.batches import batch_sizes
 from detectors.data.mosaic import TILES
-from vfmdistill.capture import untouched
 from vfmdistill.errors import InputError
 
+from .buffer_guard import BufferGuard
 from .memory import PeakMemory, total_memory
 from .recipe import Recipe
+from .rng_state import RngState
 
 if TYPE_CHECKING:
     from .step import TrainStep
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 GIB = 2**30
 
 
-class OutOfMemory(InputError):  # noqa: N818: it is what happened
+class OutOfMemory(InputError):  # noqa: N818
     """So many images do not fit into the device's memory."""
 
 
@@ -92,7 +93,7 @@ def dry_run(
     batch = _batch(images, heaviest, step.model.num_classes, device)
     failure = None
     started = time.perf_counter()
-    with PeakMemory(device) as peak, untouched(step.model), _without_gradients(step):
+    with PeakMemory(device) as peak, _undone(step):
         try:
             held = _optimizer_state(optimizer)
             if total is not None and spare > 0:
@@ -179,10 +180,12 @@ def _optimizer_state(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 @contextmanager
-def _without_gradients(step: TrainStep) -> Iterator[None]:
-    """Take the gradients away and give them back on leaving; what the distiller was told is forgotten."""
+def _undone(step: TrainStep) -> Iterator[None]:
+    """Start without gradients; on leaving give back what a forward and a backward change."""
     parameters = [*step.model.parameters(), *(step.distiller.parameters() if step.distiller is not None else ())]
     gradients = [parameter.grad for parameter in parameters]
+    modes = [(module, module.training) for module in step.model.modules()]
+    buffers, rng = BufferGuard(step.model), RngState.take(step.engine.device)
     for parameter in parameters:
         parameter.grad = None
     try:
@@ -190,6 +193,10 @@ def _without_gradients(step: TrainStep) -> Iterator[None]:
     finally:
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
+        for module, training in modes:
+            module.training = training
+        buffers.restore()
+        rng.restore(step.engine.device)
         if step.distiller is not None:
             step.distiller.discard()
 

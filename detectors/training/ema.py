@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .schedule import ema_decay
+from .sharding import local_state
 
 
 class WeightAverage:
@@ -29,10 +30,13 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Move the average towards `model`; counters and other integer buffers are copied."""
+        """Move the average towards `model`; counters and other integer buffers are copied.
+
+        Where weights are in shards, each process moves its own: both models must be split alike.
+        """
         self.updates += 1
         step = 1 - ema_decay(self.updates, decay=self.decay, warmup=self.warmup)
-        average, current = self.model.state_dict(), model.state_dict()
+        average, current = local_state(self.model), local_state(model)
         moving: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
         for key, value in average.items():
             if value.is_floating_point():

@@ -33,9 +33,7 @@ class FiniteTrace:
             for name, module in root.named_modules(prefix=prefix):
                 title = f"{name} ({type(module).__name__})"
 
-                def watch(
-                    module: nn.Module, args: Any, kwargs: Any, output: Any, title: str = title
-                ) -> None:
+                def watch(module: nn.Module, args: Any, kwargs: Any, output: Any, title: str = title) -> None:
                     self._watch(title, (args, kwargs), output)
 
                 self._handles.append(module.register_forward_hook(watch, with_kwargs=True))

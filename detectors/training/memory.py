@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import sys
 from pathlib import Path
 from types import TracebackType
 
@@ -79,6 +82,12 @@ def free_memory() -> int | None:
 
 
 def _lower_mark() -> None:
+    """Hand back to the system what was freed, then set the high-water mark to what is left."""
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's, which would keep much of it otherwise
+        if trim is not None:
+            trim(0)
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # man 5 proc: resets the peak resident set size
     except OSError:

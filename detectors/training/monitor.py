@@ -13,7 +13,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from .environment import peak_memory
+from .environment import Peak, peak_memory
 from .epoch_clock import EpochClock
 from .records import RecordError, append_line, keep_lines
 from .run_text import duration, figure, memory
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
 _QUIET = 60.0  # seconds between two lines where there is no terminal to show a bar on
-_NAMES = {"weight": "λ", "semantic_loss": "semantic"}
+_NAMES = {"weight": "λ", "semantic_loss": "semantic", "bad_steps": "bad steps"}
 _OF_EPOCH = ("epoch", "loss", "semantic_loss", "weight", "share", "AP", "AP50", "bad_steps")
 
 
@@ -135,7 +135,7 @@ class Monitor:
         if self._batch_size is not None and task.speed:
             shown.append(f"{figure(task.speed * self._batch_size)} images/s")
         if (peak := peak_memory()) is not None:
-            shown.append(f"{memory(peak.bytes)} ({peak.of})")
+            shown.append(_memory(peak))
         text = "  ".join(shown)
         self._progress.update(task.id, figures=text)
         if not self.console.is_terminal and time.monotonic() - self._spoken >= _QUIET:
@@ -167,9 +167,10 @@ class Monitor:
             per_class = {f"AP_per_class/{name}": ap for name, ap in (metrics.get("AP_per_class") or {}).items()}
             self.scalars({**curves, **per_class}, step)
         shown = [_shown(name, metrics[name]) for name in _OF_EPOCH if _is_number(metrics.get(name))]
-        if timing is not None and timing["images_per_second"] is not None:
-            shown.append(f"{figure(timing['images_per_second'])} images/s")
         if timing is not None:
+            speed, peak = timing["images_per_second"], timing["peak_memory"]
+            shown += [] if speed is None else [f"{figure(speed)} images/s"]
+            shown += [] if peak is None else [_memory(Peak(**peak))]
             shown.append(duration(timing["seconds"]))
         self.say("  ".join([*shown, note]).rstrip())
 
@@ -209,6 +210,10 @@ class _Display(Progress):
 
 def _shown(name: str, value: float) -> str:
     return f"{_NAMES.get(name, name.removeprefix('loss_'))} {figure(value)}{' %' if name == 'share' else ''}"
+
+
+def _memory(peak: Peak) -> str:
+    return f"{memory(peak.bytes)} ({peak.of})"
 
 
 def _is_number(value: Any) -> bool:

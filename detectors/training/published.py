@@ -110,7 +110,10 @@ PUBLISHED: dict[str, PublishedRun] = {
     "rtdetr_r101": PublishedRun(
         *_augmented(72, 0), {**_RTDETRV1, "backbone_learning_rate": 1e-6, "undecayed": "nothing"}
     ),
-    "deim_rtdetrv2_r18": PublishedRun(*_dense(120, 64, 3), {**_DEIM_RESNET, "backbone_learning_rate": 2e-4}),
+    # Its file asks for one size by the option of RT-DETRv2's loader, which DEIM's does not have
+    "deim_rtdetrv2_r18": PublishedRun(
+        *_dense(120, 64, 3), {**_DEIM_RESNET, "backbone_learning_rate": 2e-4, "multi_scale": None}
+    ),
     "deim_rtdetrv2_r34": PublishedRun(*_dense(120, 64, 3), {**_DEIM_RESNET, "backbone_learning_rate": 1e-4}),
     "deim_rtdetrv2_r50_m": PublishedRun(*_dense(60, 34, 2), {**_DEIM_RESNET, "backbone_learning_rate": 2e-5}),
     "deim_rtdetrv2_r50": PublishedRun(*_dense(60, 34, 2), {**_DEIM_RESNET, "backbone_learning_rate": 2e-5}),

@@ -267,6 +267,8 @@ def _differences(dump: StepDump, recipe: Recipe, options: ReplayOptions) -> list
         notes.append("the run's network was compiled: last digits may be others here")
     if dump.processes > 1:
         notes.append("batch norms see the images of this process alone, not those of all processes")
+        if dump.counts is None:
+            notes.append("losses are divided by the objects of this process alone, not by the mean over processes")
     if dump.injectors is not None and not options.teacher:
         notes.append("without the teacher: the semantic loss is left out")
     return notes

@@ -115,8 +115,8 @@ def _latest(line: Line) -> str:
 def _ticks(low: float, high: float) -> list[float]:
     """Return about five round numbers, the first and last of which enclose the values."""
     if high <= low:
-        margin = 0.1 * abs(low) or 1.0
-        low, high = low - margin, high + margin
+        margin = 0.1 * abs(low)
+        low, high = (low - margin, high + margin) if margin else (0.0, 1.0)
     rough = (high - low) / 4
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)

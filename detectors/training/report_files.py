@@ -148,10 +148,7 @@ def class_figures(line: Mapping[str, Any]) -> dict[str, float | None]:
     found = line.get("AP_per_class")
     if not isinstance(found, Mapping):
         return {}
-    return {
-        str(name): None if value is None or isinstance(value, bool) or value < 0 else float(value)
-        for name, value in found.items()
-    }
+    return {str(name): figure_of({"AP": value}, "AP") for name, value in found.items()}
 
 
 def _series(lines: list[dict[str, Any]], name: str) -> dict[int, float]:

@@ -99,15 +99,12 @@ def _cosine(run: RunFiles) -> list[tuple[float, str]]:
 
 def epoch_table(run: RunFiles) -> Html:
     """Return all epochs with their figures, folded."""
-    names = set(_names(run))
-    columns = {title: name for title, name in _COLUMNS.items() if name in names}
-    seconds, speeds = run.epoch_seconds, run.speeds
-    rows = []
-    for line in run.epochs:
-        epoch = line["epoch"]
-        row = ["–" if (value := figure_of(line, name)) is None else figure(value) for name in columns.values()]
-        row.append(duration(seconds[epoch]) if epoch in seconds else "–")
-        row.append(figure(speeds[epoch], 3) if epoch in speeds else "–")
-        rows.append((*row, str(line.get("modulation", ""))) if "modulation" in names else row)
-    head = [*columns, "time", "images/s", *(["λ was"] if "modulation" in names else [])]
-    return folded("Every epoch in figures", table(head, rows, text_columns=0))
+    columns = {title: run.series(name) for title, name in _COLUMNS.items()}
+    written = {title: {epoch: figure(value) for epoch, value in values.items()} for title, values in columns.items()}
+    written["bad steps"] = {epoch: str(run.bad_steps.get(epoch, 0)) for epoch in run.series("bad_steps")}
+    written["time"] = {epoch: duration(seconds) for epoch, seconds in run.epoch_seconds.items()}
+    written["images/s"] = {epoch: figure(speed, 3) for epoch, speed in run.speeds.items()}
+    written["λ was"] = {line["epoch"]: str(line["modulation"]) for line in run.epochs if line.get("modulation")}
+    shown = {title: texts for title, texts in written.items() if texts}
+    rows = [[texts.get(line["epoch"], "–") for texts in shown.values()] for line in run.epochs]
+    return folded("Every epoch in figures", table(list(shown), rows, text_columns=0))

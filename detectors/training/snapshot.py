@@ -44,23 +44,31 @@ _FREE = {
 }
 
 
-def save_epoch(trainer: Trainer, *, improved: bool) -> None:
-    """Write the checkpoint of the epoch that just ended, and the best one if it is the best. Every process calls it."""
+def save_epoch(trainer: Trainer, *, improved: bool) -> Path:
+    """Write the checkpoint of the epoch that just ended, and the best one if it is the best.
+
+    Every process calls it; the first writes.
+
+    Returns:
+        Where the epoch's checkpoint lies.
+    """
     tensors, state = _tensors(trainer), _state(trainer)
-    if not trainer.engine.is_main:
-        return
     folder = trainer.checkpoints
+    newest = folder / epoch_name(trainer.epoch - 1)
+    if not trainer.engine.is_main:
+        return newest
     # The best one first: were it the other way round, a run killed in between would go on without it.
     if improved:
         write_checkpoint(folder, best_name(trainer), {"ema": tensors["ema"]}, state)
     if improved and not trainer.in_last_stage:
         write_checkpoint(folder, _restart_name(trainer), tensors, state)
-    write_checkpoint(folder, epoch_name(trainer.epoch - 1), tensors, state)
+    write_checkpoint(folder, newest.name, tensors, state)
     prune_checkpoints(folder, trainer.recipe.keep_checkpoints)
     keep = {best_name(trainer), _restart_name(trainer)}
     for path in (*folder.glob("best_*"), *folder.glob("stage1_*")):
         if path.name not in keep:
             shutil.rmtree(path)
+    return newest
 
 
 def save_step(trainer: Trainer) -> Path:

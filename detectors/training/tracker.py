@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable
-from importlib.util import find_spec
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vfmdistill.errors import InputError
 
 from .recipe import Recipe
+from .records import replace_text
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -29,11 +30,15 @@ def check_tracker(name: str | None) -> None:
     Raises:
         InputError: it is not installed.
     """
-    if name is not None and find_spec(name) is None:
+    if name is None:
+        return
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
         raise InputError(
             f"tracker {name!r} was asked for, but its package is not installed: `pip install {name}`, or leave out "
             "--tracker; curves are in TensorBoard's files and in metrics.jsonl anyway"
-        )
+        ) from None
 
 
 def start_tracker(accelerator: Accelerator, recipe: Recipe) -> Callable[[dict[str, float], int], None] | None:
@@ -61,8 +66,9 @@ def start_tracker(accelerator: Accelerator, recipe: Recipe) -> Callable[[dict[st
         )
     settings: dict[str, Any] = {}
     if accelerator.is_main_process:
-        settings = {"id": _identity(recipe.output), "resume": "allow", "name": recipe.output.name}
-        settings["dir"] = str(recipe.output)
+        settings = {
+            "id": _identity(recipe.output), "resume": "allow", "name": recipe.output.name, "dir": str(recipe.output)
+        }  # fmt: skip
     accelerator.init_trackers(PROJECT, recipe.model_dump(mode="json"), {recipe.tracker: settings})
 
     def log(values: dict[str, float], step: int) -> None:
@@ -71,12 +77,18 @@ def start_tracker(accelerator: Accelerator, recipe: Recipe) -> Callable[[dict[st
     return log
 
 
+def stop_tracker(accelerator: Accelerator) -> None:
+    """End what `start_tracker` started, so that another run of this process does not go on with it."""
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    accelerator.trackers.clear()
+
+
 def _identity(folder: Path) -> str:
     """Return the run's id at the service; a new run is given one."""
     path = folder / NAME
     if path.exists():
         return str(json.loads(path.read_text(encoding="utf-8"))["id"])
-    folder.mkdir(parents=True, exist_ok=True)
     identity = uuid.uuid4().hex[:12]
-    path.write_text(json.dumps({"id": identity}) + "\n", encoding="utf-8")
+    replace_text(path, json.dumps({"id": identity}) + "\n")
     return identity

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -31,7 +32,7 @@ from .meter import LossMeter
 from .monitor import Monitor
 from .optimizer import build_optimizer, describe_groups, parameter_groups, set_learning_rate
 from .recipe import Recipe
-from .report import write_report
+from .report_page import write_report
 from .run_file import begin_run, end_run
 from .schedule import flat_cosine
 from .step import Outcome, TrainStep
@@ -98,6 +99,7 @@ class Trainer:
         engine.shard(average.model)
         injectors = distiller.injectors if distiller is not None else None
         optimizer = build_optimizer(parameter_groups(model, injectors, recipe), recipe)
+        self.groups = describe_groups(optimizer)  # as they are before they are split over processes
         self._network, self.optimizer = engine.prepare(model, optimizer)
         self._train_step = TrainStep(
             engine, model, self._network, criterion, distiller, clip_norm=recipe.clip_norm, seed=recipe.seed
@@ -142,7 +144,7 @@ class Trainer:
             "stages": self.recipe.stages._asdict(),
             "environment": environment.describe(),
             "command": environment.command(),
-            "parameter_groups": describe_groups(self.optimizer),
+            "parameter_groups": self.groups,
             **given,
         }
 
@@ -173,7 +175,9 @@ class Trainer:
                 for epoch in range(self.epoch, self.recipe.epochs):
                     self._train_epoch(epoch)
                     evaluated = (epoch + 1) % self.recipe.evaluate_every == 0 or epoch + 1 == self.recipe.epochs
-                    self._finish_epoch(epoch, self.evaluate() if evaluated else {})
+                    saved = self._finish_epoch(epoch, self.evaluate() if evaluated else {})
+                    if epoch + 1 < self.recipe.epochs:
+                        self._stop_if_asked(saved)
         except Interrupted:
             self._report(finished=False)
             raise
@@ -197,7 +201,7 @@ class Trainer:
 
     def _announce(self) -> None:
         """Say how the run begins: groups of parameters, stages, and where it goes on."""
-        for group in describe_groups(self.optimizer):
+        for group in self.groups:
             self.monitor.say(
                 f"{group['name']}: {group['tensors']} tensors, {group['parameters']:,} parameters, learning rate "
                 f"{group['learning_rate']:g}, weight decay {group['weight_decay']:g}"
@@ -271,18 +275,18 @@ class Trainer:
         kept = f"; replay it: python -m detectors.training.replay {shlex.quote(str(dump))}" if dump else ""
         self.monitor.say(f"step {self.step} is left out: {outcome.reason}{kept}")
 
-    def _stop_if_asked(self) -> None:
-        """Save and end the run where a signal asked any process to."""
+    def _stop_if_asked(self, saved: Path | None = None) -> None:
+        """Save, unless that was just done, and end the run where a signal asked any process to."""
         (asked,) = self.engine.agree(self._stop.received is not None)
         if not asked:
             return
-        saved = snapshot.save_step(self)
+        saved = saved or snapshot.save_step(self)
         self.engine.accelerator.wait_for_everyone()
         number = self._stop.received or signal.SIGTERM  # another process got it
         again = environment.command() + ("" if self.recipe.resume else " --resume")
         raise Interrupted(
-            f"stopped by {signal.Signals(number).name} in epoch {self.epoch} after step {self.step}; everything is in "
-            f"{saved}. Go on with: {again}",
+            f"stopped by {signal.Signals(number).name} after step {self.step}; everything is in {saved}. "
+            f"Go on with: {again}",
             number,
         )
 
@@ -305,7 +309,8 @@ class Trainer:
         self.evaluator.gather()
         return {**self.evaluator.evaluate(), "AP_per_class": self.evaluator.per_class()}
 
-    def _finish_epoch(self, epoch: int, evaluation: dict[str, Any]) -> None:
+    def _finish_epoch(self, epoch: int, evaluation: dict[str, Any]) -> Path:
+        """Bring the epoch's figures together and write them and its checkpoint, whose path is returned."""
         figures: dict[str, Any] = {"epoch": epoch, **self.meter.means(), "bad_steps": self.bad_steps.count}
         if self.distiller is not None:
             if "loss_semantic" in figures:
@@ -321,5 +326,6 @@ class Trainer:
         self.monitor.epoch(self.figures, step=self.step)
         if evaluation:
             self.last_stage.judge(self, epoch, evaluation["AP"])
-        snapshot.save_epoch(self, improved=improved)
+        saved = snapshot.save_epoch(self, improved=improved)
         self.engine.accelerator.wait_for_everyone()
+        return saved

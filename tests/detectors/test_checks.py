@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import json
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detectors.data.checks import check_dataset
+from detectors.data import inspection
+from detectors.data.checks import check_dataset, inspect_dataset
 from detectors.data.inspection import ImageFacts, inspect_image
 from detectors.data.problems import LISTED_PER_KIND, DatasetError, Kind
 
@@ -205,6 +208,28 @@ def test_a_message_on_an_unreadable_image_names_the_file(tmp_path: Path) -> None
         Kind.IMAGE_UNREADABLE,
         f"cannot identify image file '{tmp_path / 'picture.jpg'}'",
     )
+
+
+def test_whoever_interrupts_does_not_wait_for_the_rest(
+    tmp_path: Path, coco_files: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at = []
+
+    def slow(path: Path, size: tuple[int, int]) -> tuple[Kind, str]:
+        looked_at.append(path)
+        time.sleep(0.02)
+        return Kind.IMAGE_MISSING, "slow"
+
+    def interrupted(items: Iterable[Any], title: str, number: int) -> Iterator[Any]:
+        assert (title, number) == ("instances_train.json", 200)
+        yield next(iter(items))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inspection, "inspect_image", slow)
+    split = coco_files.write(tmp_path, coco_files.content(200), images=1)
+    with pytest.raises(KeyboardInterrupt):
+        inspect_dataset(split, watch=interrupted)
+    assert len(looked_at) < 100
 
 
 def test_pixels_of_16_bits_are_refused_instead_of_clipped(tmp_path: Path) -> None:

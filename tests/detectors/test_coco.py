@@ -108,15 +108,42 @@ def test_every_common_pixel_format_becomes_rgb(tmp_path: Path, coco_files: Any, 
     assert (image.float().mean(0) - grey).abs().mean() < (12 if mode == "CMYK" else 1)
 
 
-def test_the_exif_orientation_is_not_applied(tmp_path: Path, coco_files: Any) -> None:
-    split = coco_files.write(tmp_path)
-    exif = Image.Exif()
-    exif[274] = 6
-    stored = Image.open(split.images_dir / "0.png")
-    stored.save(split.images_dir / "0.png", exif=exif)
-    image, target = CocoDataset(*split)[0]
-    assert image.shape == (3, 30, 40)
-    assert target["orig_size"].tolist() == [30, 40]
+def test_the_ground_truth_is_the_content_of_the_file(tmp_path: Path, coco_files: Any) -> None:
+    annotations = coco_files.content() | {"licenses": [{"id": 1}]}
+    annotations["annotations"][0] |= {"iscrowd": 1, "area": 3.5, "segmentation": {"counts": "x"}}
+    annotations["annotations"][1]["bbox"] = [5, 5, 0, 4]
+    split = coco_files.write(tmp_path, annotations)
+    assert CocoDataset(*split, invalid_boxes="drop").ground_truth() == annotations
+    dataset = CocoDataset(*split, invalid_boxes="drop")
+    (split.images_dir / "2.png").unlink()
+    with pytest.raises(InputError, match=r"2\.png cannot be read"):
+        dataset.ground_truth()
+
+
+def test_the_digest_follows_from_what_is_trained_on(tmp_path: Path, coco_files: Any) -> None:
+    def digest(change: Any = None, **options: Any) -> str:
+        annotations = coco_files.content()
+        if change is not None:
+            change(annotations)
+        return CocoDataset(*coco_files.write(tmp_path / "a", annotations), **options).digest
+
+    first = digest()
+    assert len(first) == 64
+    assert digest(lambda content: content.update(info={"year": 2020})) == first
+    assert digest(lambda content: content["annotations"].reverse()) == first
+    assert CocoDataset(*coco_files.write(tmp_path / "b"), seed=3).digest == first
+    others = [
+        digest(class_names=["dog", "cat", "zebra"]),
+        digest(lambda content: content["categories"][0].update(name="lynx")),
+        digest(lambda content: content["annotations"][0].update(category_id=7)),
+        digest(lambda content: content["annotations"][0].update(image_id=11)),
+        digest(lambda content: content["annotations"][0].update(bbox=[2, 3, 10, 12.5])),
+        digest(lambda content: content["images"][0].update(file_name="./0.png")),
+        digest(lambda content: content["images"][0].update(width=41)),
+        digest(lambda content: content["annotations"].pop()),
+        digest(lambda content: content["images"].append({"id": 1, "file_name": "z.png", "width": 9, "height": 9})),
+    ]
+    assert len({first, *others}) == 1 + len(others)
 
 
 def test_an_image_that_vanished_is_named(tmp_path: Path, coco_files: Any) -> None:

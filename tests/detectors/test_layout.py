@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from detectors.data.layout import locate_split
+from detectors.data.layout import locate_split, locate_splits
 from vfmdistill.errors import InputError, UnknownNameError
 
 
@@ -39,6 +39,28 @@ def test_lists_what_it_looked_for(tmp_path: Path) -> None:
     assert "images/ (found) with instances_val.json (missing)" in message
     assert "val2017/ (missing) with annotations/instances_val2017.json (missing)" in message
     assert "valid/_annotations.coco.json" in message
+    assert "YOLO: data.yaml (missing)" in message
+    assert (
+        "Pascal VOC: JPEGImages/ (missing) with Annotations/ (missing) with ImageSets/Main/val.txt (missing)" in message
+    )
+    # What is there in part comes first.
+    lines = message.splitlines()[1:]
+    assert [("(found)" in line) for line in lines] == sorted((("(found)" in line) for line in lines), reverse=True)
+
+
+def test_coco_comes_before_yolo_where_both_are_there(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "data.yaml").write_text("names: [cat]\ntrain: images\nval: images\n")
+    (tmp_path / "instances_train.json").write_text("{}")
+    assert locate_split(tmp_path, "train").annotation_file.name == "instances_train.json"
+    assert locate_split(tmp_path, "val").annotation_file.name == "data.yaml"
+    assert list(locate_splits(tmp_path)) == ["train", "val"]
+
+
+def test_a_yaml_file_of_another_purpose_is_no_data_set(tmp_path: Path) -> None:
+    (tmp_path / "settings.yaml").write_text("learning_rate: 3\n")
+    with pytest.raises(InputError, match=r"YOLO: settings\.yaml \(found\): `names` is missing"):
+        locate_split(tmp_path, "train")
 
 
 def test_unknown_split_and_missing_directory(tmp_path: Path) -> None:
@@ -46,3 +68,6 @@ def test_unknown_split_and_missing_directory(tmp_path: Path) -> None:
         locate_split(tmp_path, "vall")
     with pytest.raises(InputError, match="does not exist"):
         locate_split(tmp_path / "nowhere", "val")
+    (tmp_path / "data.zip").touch()
+    with pytest.raises(InputError, match="no YAML file that describes a YOLO data set"):
+        locate_split(tmp_path / "data.zip", "val")

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import vfmdistill
-from detectors.training import Recipe, assemble, checkpoint, recipe_for, snapshot
+from detectors.evaluation import CocoEvaluator
+from detectors.training import Interrupted, Recipe, assemble, checkpoint, recipe_for, snapshot
 from detectors.training.step import TrainStep
 
 STEPS = 3  # of an epoch: 13 images in batches of 4
@@ -57,49 +60,66 @@ def tiny_recipe(data: Path | str, output: Path | str, **overrides: Any) -> Recip
     return recipe_for(settings.pop("model", "rtdetrv4_n"), **settings)
 
 
-def _kill_at(moment: str, count: int) -> None:
-    """Arrange for the process to be killed at the n-th step, file, checkpoint or save."""
+def _at(moment: str, count: int, act: Callable[[], None]) -> None:
+    """Arrange for something to happen at the n-th step, file, checkpoint, save or evaluated batch."""
 
-    def counted(function: Any, before: bool) -> Any:
+    def counted(function: Any, before: bool = False) -> Any:
         calls = 0
 
         def run(*args: Any, **kwargs: Any) -> Any:
             nonlocal calls
             calls += 1
             if calls == count and before:
-                os.kill(os.getpid(), signal.SIGKILL)
+                act()
             result = function(*args, **kwargs)
-            if calls == count:
-                os.kill(os.getpid(), signal.SIGKILL)
+            if calls == count and not before:
+                act()
             return result
 
         return run
 
     if moment == "step":
-        TrainStep.__call__ = counted(TrainStep.__call__, before=False)  # type: ignore[method-assign]
+        TrainStep.__call__ = counted(TrainStep.__call__)  # type: ignore[method-assign]
     elif moment == "file":  # a part of a checkpoint is on disk then
-        checkpoint.save_file = counted(checkpoint.save_file, before=False)
+        checkpoint.save_file = counted(checkpoint.save_file)
+    elif moment == "full":  # nothing more fits on the disk
+        checkpoint.save_file = counted(checkpoint.save_file, before=True)
     elif moment == "checkpoint":  # it is complete, but older ones are still there
-        snapshot.write_checkpoint = counted(snapshot.write_checkpoint, before=False)
+        snapshot.write_checkpoint = counted(snapshot.write_checkpoint)
     elif moment == "save":  # the epoch's metrics are written, its checkpoints are not
         snapshot.save_epoch = counted(snapshot.save_epoch, before=True)
+    elif moment == "batch":  # of an evaluation
+        CocoEvaluator.process = counted(CocoEvaluator.process)  # type: ignore[method-assign]
     else:
         raise ValueError(moment)
 
 
+def _fill_disk() -> None:
+    """Let no file grow beyond 100 kB from here on, as if the disk were full."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+
+
 if __name__ == "__main__":
     settings = json.loads(sys.argv[1])
-    if kill_at := settings.pop("kill_at", None):
-        _kill_at(*kill_at)
+    if moment := settings.pop("kill_at", None):
+        _at(*moment, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    if moment := settings.pop("stop_at", None):
+        number, times = [*moment[2:], 1][:2]
+        _at(*moment[:2], lambda: [os.kill(os.getpid(), number) for _ in range(times)] and None)
+    if count := settings.pop("full_at", None):
+        _at("full", count, _fill_disk)
     dump = settings.pop("dump", None)
     register_tiny_teacher()
     with assemble(tiny_recipe(**settings)) as trainer:
-        trainer.fit()
+        try:
+            trainer.fit()
+        except Interrupted as interrupted:
+            print(interrupted, file=sys.stderr)
+            sys.exit(interrupted.exit_status)
     if dump:
         tensors = {**trainer.model.state_dict(), **dict(trainer.distiller.named_parameters())}  # type: ignore[union-attr]
         tensors |= {f"ema.{key}": value for key, value in trainer.average.model.state_dict().items()}
         tensors["weight"] = torch.tensor(trainer.distiller.weight, dtype=torch.float64)  # type: ignore[union-attr]
         tensors["AP"] = torch.tensor(trainer.figures["AP"], dtype=torch.float64)
-        save_file(
-            {k: v.contiguous() for k, v in tensors.items()}, f"{dump}/{trainer.engine.rank}.safetensors"
-        )
+        save_file({k: v.contiguous() for k, v in tensors.items()}, f"{dump}/{trainer.engine.rank}.safetensors")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from support.tiny_run import register_tiny_teacher
 
 import detectors
 import vfmdistill
@@ -13,7 +14,6 @@ from detectors.training.engine import Engine
 from detectors.training.optimizer import build_optimizer, parameter_groups
 from detectors.training.recipe import Recipe, recipe_for
 from detectors.training.step import Batch, TrainStep
-from support.tiny_run import register_tiny_teacher
 
 CLASSES = ["ball", "bell", "boat"]
 

@@ -57,9 +57,7 @@ def test_a_dump_holds_what_was_recorded(tmp_path: Path, facts: dict[str, Any]) -
     assert all(torch.equal(dump.model[key], value) for key, value in state.items())
 
 
-def test_targets_that_share_memory_or_hold_more_than_tensors_can_be_kept(
-    tmp_path: Path, facts: dict[str, Any]
-) -> None:
+def test_targets_that_share_memory_or_hold_more_than_tensors_can_be_kept(tmp_path: Path, facts: dict[str, Any]) -> None:
     images, targets = tiny_batch(boxes=0)
     joint = torch.arange(8.0)
     targets[0] |= {"one": joint[:5], "other": joint[3:], "file": "a.png"}
@@ -118,7 +116,7 @@ def test_a_disk_that_takes_no_dump_says_so_and_leaves_nothing_half_written(
     tmp_path: Path, facts: dict[str, Any]
 ) -> None:
     (tmp_path / "bad_steps").write_text("in the way")
-    with pytest.raises(CheckpointError, match="cannot write step 3 to .*step_00000003: .*"):
+    with pytest.raises(CheckpointError, match=r"cannot write step 3 to .*step_00000003: .*"):
         BadSteps(tmp_path, 3).record(3, **facts)
 
 

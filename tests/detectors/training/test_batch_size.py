@@ -1,8 +1,13 @@
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import torch
+from support.tiny_step import tiny_step
+from torch import Tensor, nn
 
-from detectors.training.batch_size import largest_batch_size
+import vfmdistill
+from detectors.training.batch_size import find_batch_size, largest_batch_size
 from detectors.training.dry_run import DryRun, Heaviest, OutOfMemory
 from vfmdistill.errors import InputError
 
@@ -64,3 +69,35 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
 def test_limits_out_of_order() -> None:
     with pytest.raises(InputError, match="from 5 to 4"):
         largest_batch_size(attempts(64, []), start=5, limit=4)
+
+
+def test_a_run_gets_the_largest_batch_of_all_its_parts(tmp_path: Path) -> None:
+    """On a device that has room for five images in training, as far as the run can see."""
+    recipe, step, _ = tiny_step(tmp_path, accumulate=3, batch_size="auto")
+    teacher = vfmdistill.Teacher("tiny")
+    before = {key: value.clone() for key, value in step.model.state_dict().items()}
+    tried: list[int] = []
+
+    def forward(module: nn.Module, args: tuple[Tensor, object]) -> None:
+        if module.training:
+            tried.append(len(args[0]))
+            if len(args[0]) > 5:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    handle = step.model.register_forward_pre_hook(forward)
+    hooks = len(step.model.encoder.aifi._forward_hooks)
+    state = torch.get_rng_state()
+    found = find_batch_size(recipe, step.engine, step.model, teacher, heaviest=Heaviest((64, 64), 3), limit=100)
+    handle.remove()
+    assert found == 5 * 3
+    assert tried == [1, 2, 4, 8, 6, 5]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[key]) for key, value in step.model.state_dict().items())
+    assert len(step.model.encoder.aifi._forward_hooks) == hooks
+
+
+def test_sharded_runs_need_a_number(tmp_path: Path) -> None:
+    recipe, step, _ = tiny_step(tmp_path, teacher=None, batch_size="auto")
+    sharded = recipe.model_copy(update={"shard": True})
+    with pytest.raises(InputError, match="does not go with --shard"):
+        find_batch_size(sharded, step.engine, step.model, None, heaviest=Heaviest((64, 64), 3), limit=100)

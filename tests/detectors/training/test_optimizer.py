@@ -1,43 +1,105 @@
-"""Group sizes pinned to the authors' code (RT-DETRv4 commit df44122): at backbone rate, without decay, the rest."""
+"""Parameter groups: their sizes are those of the authors' code, run over the authors' models."""
 
 import pytest
 import torch
 from torch import nn
 
 import detectors
-from detectors.training.optimizer import build_optimizer, parameter_groups, set_learning_rate
-from detectors.training.recipe import recipe_for
+from detectors.training.optimizer import build_optimizer, describe_groups, parameter_groups, set_learning_rate
+from detectors.training.recipe import Recipe, recipe_for
 from vfmdistill import SemanticInjector
 
+# (rate, weight decay, tensors) of every group that `get_optim_params` makes, empty ones left out; RT-DETRv4 with its
+# projector of two tensors. Of RT-DETRs/RT-DETRv4 (commit df44122), of lyuwenyu/RT-DETR (commit 068dfde) from "rtdetr".
+GROUPS = {
+    "rtdetrv4_s": {(2e-4, 1e-4, 102), (4e-4, 0.0, 222), (4e-4, 1e-4, 166)},
+    "rtdetrv4_m": {(4e-5, 1e-4, 142), (4e-4, 0.0, 296), (4e-4, 1e-4, 208)},
+    "rtdetrv4_l": {(2.5e-5, 1.25e-4, 240), (5e-4, 0.0, 220), (5e-4, 1.25e-4, 276)},
+    "rtdetrv4_x": {(5e-6, 1.25e-4, 390), (5e-4, 0.0, 226), (5e-4, 1.25e-4, 279)},
+    "deim_n": {(4e-4, 1e-4, 186), (8e-4, 0.0, 151), (8e-4, 1e-4, 91)},
+    "deim_m": {(4e-5, 1e-4, 142), (4e-4, 0.0, 296), (4e-4, 1e-4, 206)},
+    "dfine_s": {(1e-4, 1e-4, 186), (2e-4, 0.0, 191), (2e-4, 1e-4, 111)},
+    "dfine_l": {(1.25e-5, 1.25e-4, 75), (2.5e-4, 0.0, 220), (2.5e-4, 1.25e-4, 274)},  # norms and stem are frozen
+    "deim_rtdetrv2_r18": {(2e-4, 0.0, 162), (2e-4, 1e-4, 166)},
+    "deim_rtdetrv2_r50": {(2e-5, 1e-4, 55), (2e-4, 0.0, 236), (2e-4, 1e-4, 211)},
+    "rtdetrv2_r18": {(1e-4, 0.0, 162), (1e-4, 1e-4, 164)},
+    "rtdetrv2_r34": {(5e-5, 1e-4, 39), (5e-5, 0.0, 78), (1e-4, 0.0, 181), (1e-4, 1e-4, 106)},
+    "rtdetrv2_r50": {(1e-5, 1e-4, 52), (1e-4, 0.0, 126), (1e-4, 1e-4, 209)},
+    "rtdetr_r101": {(1e-6, 1e-4, 103), (1e-4, 1e-4, 335)},
+    # There it is 205 and 130: the weights of four norms whose names do not say so, those of the encoder's input
+    # projections and of the query selection, decay with the rest.
+    "rtdetr_r50": {(1e-5, 1e-4, 52), (1e-4, 0.0, 209), (1e-4, 1e-4, 126)},
+}
 
-@pytest.mark.parametrize(("model", "sizes"), [("rtdetrv4_s", (102, 222, 166)), ("rtdetrv4_l", (240, 220, 276))])
-def test_group_sizes_with_the_projector(model: str, sizes: tuple[int, int, int]) -> None:
+
+def groups_of(model: str) -> tuple[nn.Module, Recipe, list[dict[str, object]]]:
+    """Return a model without memory, its recipe, and its groups; RT-DETRv4's with an injector."""
+    recipe = recipe_for(model)
     with torch.device("meta"):
         student = detectors.build(model, num_classes=80)
-        injectors = nn.ModuleDict({"teacher": SemanticInjector(256, 768)})
-    groups = parameter_groups(student, injectors, recipe_for(model))
-    assert [group["name"] for group in groups] == ["backbone", "undecayed", "rest"]
-    assert tuple(len(group["params"]) for group in groups) == sizes
+        width = 384 if model.endswith("_x") else 256
+        injectors = nn.ModuleDict({"teacher": SemanticInjector(width, 768)}) if recipe.teacher else None
+    return student, recipe, parameter_groups(student, injectors, recipe)
 
 
-def test_rates_and_decay_by_role() -> None:
-    recipe = recipe_for("rtdetrv4_n")
-    with torch.device("meta"):
-        student = detectors.build("rtdetrv4_n", num_classes=3)
-    groups = {group["name"]: group for group in parameter_groups(student, None, recipe)}
-    assert (groups["backbone"]["lr"], groups["backbone"]["weight_decay"]) == (4e-4, 1e-4)
-    assert (groups["undecayed"]["lr"], groups["undecayed"]["weight_decay"]) == (8e-4, 0.0)
-    assert (groups["rest"]["lr"], groups["rest"]["weight_decay"]) == (8e-4, 1e-4)
-    assert all(name.startswith("backbone.") for name in groups["backbone"]["names"])
-    assert all(not name.endswith("bias") for name in groups["rest"]["names"])
+@pytest.mark.parametrize("model", list(GROUPS))
+def test_rates_decays_and_sizes_of_the_groups(model: str) -> None:
+    _, _, groups = groups_of(model)
+    sizes: dict[tuple[object, object], int] = {}
+    for group in groups:  # roles with equal settings are one group there
+        key = (group["lr"], group["weight_decay"])
+        sizes[key] = sizes.get(key, 0) + len(group["params"])
+    assert {(*key, tensors) for key, tensors in sizes.items()} == GROUPS[model]
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        ("rtdetrv4_s", ["backbone", "undecayed", "rest"]),
+        ("rtdetrv2_r18", ["backbone", "undecayed", "rest"]),
+        ("rtdetrv2_r34", ["backbone", "backbone norms", "undecayed", "rest"]),
+        ("rtdetr_r101", ["backbone", "rest"]),
+    ],
+)
+def test_groups_by_role_hold_every_trained_parameter_once(model: str, names: list[str]) -> None:
+    student, _, groups = groups_of(model)
+    assert [group["name"] for group in groups] == names
     trained = [name for name, parameter in student.named_parameters() if parameter.requires_grad]
-    assert sorted(name for group in groups.values() for name in group["names"]) == sorted(trained)
+    held = [name for group in groups for name in group["names"]]
+    assert sorted(name for name in held if not name.startswith("injectors.")) == sorted(trained)
+    by_name = dict(student.named_parameters())
+    for group in groups:
+        assert [by_name.get(name, parameter) for name, parameter in zip(group["names"], group["params"], strict=True)] \
+            == group["params"]  # fmt: skip
+
+
+def test_which_parameter_has_which_role() -> None:
+    _, _, groups = groups_of("rtdetrv4_n")
+    role = {name: group["name"] for group in groups for name in group["names"]}
+    backbone_norm = next(name for name in role if name.startswith("backbone.") and ".bn" in name)
+    assert role[backbone_norm] == "backbone"
+    assert role["encoder.aifi.norm1.weight"] == role["encoder.aifi.norm1.bias"] == "undecayed"
+    assert role["decoder.selection.score_head.bias"] == "undecayed"
+    assert role["decoder.selection.score_head.weight"] == "rest"
+    assert all(role[name] == "rest" for name in role if name.startswith("injectors."))
+
+
+def test_optimizer_takes_the_groups_as_they_are() -> None:
+    _, recipe, groups = groups_of("rtdetrv4_s")
+    optimizer = build_optimizer(groups, recipe)
+    assert optimizer.defaults["betas"] == (0.9, 0.999)
+    described = {group["name"]: group for group in describe_groups(optimizer)}
+    assert {name: (group["learning_rate"], group["weight_decay"]) for name, group in described.items()} == {
+        "backbone": (2e-4, 1e-4), "undecayed": (4e-4, 0.0), "rest": (4e-4, 1e-4),
+    }  # fmt: skip
+    assert sum(group["tensors"] for group in described.values()) == 490
+    # The trained ones of 10,321,877, and the projector's 197,376
+    assert sum(group["parameters"] for group in described.values()) == 10_321_877 + 197_376
 
 
 def test_learning_rate_is_a_factor_on_each_groups_own() -> None:
-    recipe = recipe_for("rtdetrv4_s")
-    student = detectors.build("rtdetrv4_n", num_classes=3)
-    optimizer = build_optimizer(parameter_groups(student, None, recipe), recipe)
+    _, recipe, groups = groups_of("rtdetrv4_s")
+    optimizer = build_optimizer(groups, recipe)
     set_learning_rate(optimizer, 0.25)
     assert [group["lr"] for group in optimizer.param_groups] == [5e-5, 1e-4, 1e-4]
     set_learning_rate(optimizer, 1.0)

@@ -1,7 +1,9 @@
-"""A run that is killed at any moment and resumed ends bit-identical to one that was never killed."""
+"""A run that is killed or stopped at any moment and resumed ends bit-identical to one that never was."""
 
 import json
 import os
+import random
+import re
 import signal
 import subprocess
 import sys
@@ -15,16 +17,19 @@ from support.tiny_run import tiny_recipe
 from detectors.training import assemble
 from vfmdistill.errors import InputError
 
+EPOCHS = 4
+# Everything that draws: workers, mosaic and mixup, several sizes, denoising; and checkpoints inside epochs
+SETTINGS: dict[str, Any] = {
+    "epochs": EPOCHS, "plain_epochs": 1, "dense_until": 2, "workers": 2, "multi_scale": 2, "save_every": 2,
+}  # fmt: skip
 
-def run(data: Path, output: Path, **settings: Any) -> int:
-    words = json.dumps({"data": str(data), "output": str(output), **settings})
+
+def run(data: Path, output: Path, **settings: Any) -> subprocess.CompletedProcess[str]:
+    words = json.dumps({"data": str(data), "output": str(output), **SETTINGS, **settings})
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, tiny_run.__file__, words], env=environment, capture_output=True, text=True, check=False
     )
-    if done.returncode not in (0, -signal.SIGKILL):
-        raise AssertionError(done.stderr)
-    return done.returncode
 
 
 def files(output: Path) -> dict[str, bytes]:
@@ -40,34 +45,87 @@ def files(output: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def undisturbed(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     output = tmp_path_factory.mktemp("undisturbed")
-    assert run(toy, output) == 0
+    done = run(toy, output)
+    assert done.returncode == 0, done.stderr
     return files(output)
 
 
-MOMENTS = [
-    ("step", 2),  # in the first epoch, before there is any checkpoint
-    ("step", 5),
-    ("step", 8),  # in the last, plain epoch
-    ("file", 3),
-    ("file", 8),
-    ("checkpoint", 1),
-    ("checkpoint", 3),
-    ("save", 2),
-]
+def moments() -> list[Any]:
+    """Return the moments to be killed at: some that are known to be delicate, and ten that are drawn."""
+    delicate = [
+        ("step", 2),  # in the first epoch, before there is any checkpoint
+        ("file", 3),  # while the first checkpoint is written
+        ("checkpoint", 3),  # the best one is complete, but not yet that of the epoch
+        ("save", 3),  # the metrics of the epoch are written, its checkpoints are not
+    ]
+    # Steps, files and checkpoints of the whole run
+    draw = random.Random(0)
+    drawn = [(moment, draw.randint(1, most)) for moment, most in [("step", 12), ("file", 36), ("checkpoint", 8)] * 4]
+    return [*delicate, *(pytest.param(moment, marks=pytest.mark.slow) for moment in drawn[:10])]
 
 
-@pytest.mark.parametrize("kill_at", MOMENTS, ids=lambda moment: f"{moment[0]} {moment[1]}")
+@pytest.mark.parametrize("kill_at", moments(), ids=lambda moment: f"{moment[0]} {moment[1]}")
 def test_killed_and_resumed(toy: Path, tmp_path: Path, undisturbed: dict[str, bytes], kill_at: tuple[str, int]) -> None:
-    assert run(toy, tmp_path, kill_at=kill_at) == -signal.SIGKILL
-    assert run(toy, tmp_path, resume=True) == 0
+    killed = run(toy, tmp_path, kill_at=kill_at)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    resumed = run(toy, tmp_path, resume=True)
+    assert resumed.returncode == 0, resumed.stderr
     ours = files(tmp_path)
     assert ours.keys() == undisturbed.keys()
     assert [name for name in ours if ours[name] != undisturbed[name]] == []
 
 
+@pytest.mark.parametrize(
+    ("number", "stop_at", "saved"),
+    [
+        (signal.SIGTERM, ("step", 1), "epoch_0000_step_00000001"),
+        (signal.SIGINT, ("step", 5), "epoch_0001_step_00000005"),
+        (signal.SIGTERM, ("batch", 1), "epoch_0000_step_00000003"),  # of the first evaluation
+        (signal.SIGTERM, ("batch", 4), "epoch_0001"),  # the last of the second
+        (signal.SIGTERM, ("batch", 7), "epoch_0003_step_00000012"),  # of the last
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_stopped_and_resumed(
+    toy: Path, tmp_path: Path, undisturbed: dict[str, bytes], number: int, stop_at: tuple[str, int], saved: str
+) -> None:
+    stopped = run(toy, tmp_path, stop_at=[*stop_at, int(number)])
+    assert stopped.returncode == 128 + number, stopped.stderr
+    checkpoint = tmp_path / "checkpoints" / saved
+    assert checkpoint.is_dir()
+    assert re.search(
+        rf"stopped by {signal.Signals(number).name} after step \d+; everything is in {checkpoint}\. "
+        r"Go on with: .* --resume",
+        stopped.stderr,
+    )
+    assert (tmp_path / "report.html").exists()
+    resumed = run(toy, tmp_path, resume=True)
+    assert resumed.returncode == 0, resumed.stderr
+    ours = files(tmp_path)
+    assert [name for name in ours.keys() & undisturbed.keys() if ours[name] != undisturbed[name]] == []
+    assert undisturbed.keys() <= ours.keys() | {name for name in undisturbed if "_step_" in name}
+
+
+def test_a_second_signal_ends_the_run_at_once(toy: Path, tmp_path: Path) -> None:
+    assert run(toy, tmp_path, stop_at=["step", 2, int(signal.SIGTERM), 2]).returncode == -signal.SIGTERM
+    assert not list((tmp_path / "checkpoints").glob("epoch_0000_step_00000002"))
+
+
+def test_a_full_disk_is_said_and_leaves_the_checkpoint_before_it(
+    toy: Path, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    full = run(toy, tmp_path, full_at=9)  # the second checkpoint's files do not fit
+    assert full.returncode == 1
+    (line,) = re.findall(r"CheckpointError: (.*)", full.stderr)
+    assert re.search(r"cannot write the checkpoint .*: .* is intact: make room and go on with --resume", line)
+    assert run(toy, tmp_path, resume=True).returncode == 0
+    ours = files(tmp_path)
+    assert [name for name in ours.keys() | undisturbed.keys() if ours.get(name) != undisturbed.get(name)] == []
+
+
 def test_the_undisturbed_run_moved_everything(undisturbed: dict[str, bytes]) -> None:
     lines = [json.loads(line) for line in undisturbed["metrics.jsonl"].splitlines()]
-    assert [line["epoch"] for line in lines] == [0, 1, 2]
+    assert [line["epoch"] for line in lines] == list(range(EPOCHS))
     assert len({line["weight"] for line in lines}) > 1
     assert all(0 < line["share"] < 100 for line in lines)
     assert {name.split("/")[1][:5] for name in undisturbed if "/" in name} == {"epoch", "best_"}

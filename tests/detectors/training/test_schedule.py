@@ -16,8 +16,24 @@ RTDETRV4_L = {
     184849: 0.5000000002046785, 184850: 0.5, 214425: 0.5,
 }  # fmt: skip
 
+DEIM_N = {0: 0.0, 1: 2.5e-07, 1000: 0.25, 2000: 1.0, 2001: 1.0, 547155: 1.0, 547156: 1.0, 591519: 1.0}
+DFINE_S = {0: 0.0, 1: 4e-06, 500: 1.0, 501: 1.0, 1000: 1.0, 488003: 1.0}
+DEIM_RTDETRV2_R18 = {
+    0: 0.0, 1: 2.5e-07, 1000: 0.25, 2000: 1.0, 236607: 1.0, 236608: 1.0, 236609: 0.9999999999678664,
+    340124: 0.7278010261692663, 432548: 0.5000000000321336, 432549: 0.5, 443639: 0.5,
+}  # fmt: skip
 
-@pytest.mark.parametrize(("model", "expected"), [("rtdetrv4_s", RTDETRV4_S), ("rtdetrv4_l", RTDETRV4_L)])
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("rtdetrv4_s", RTDETRV4_S),
+        ("rtdetrv4_l", RTDETRV4_L),
+        ("deim_n", DEIM_N),
+        ("dfine_s", DFINE_S),
+        ("deim_rtdetrv2_r18", DEIM_RTDETRV2_R18),
+    ],
+)
 def test_learning_rate_factor_of_the_published_runs(model: str, expected: dict[int, float]) -> None:
     recipe = recipe_for(model)
     total = recipe.epochs * STEPS
