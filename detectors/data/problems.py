@@ -74,6 +74,7 @@ class Kind(Enum):
     )
     CLASS_FEW = ("warning", "classes with few boxes in train", "collect more, or join classes")
     LABELS_WITHOUT_IMAGE = ("warning", "labels without an image", "restore the image or remove its labels")
+    SPLIT_MISSING = ("warning", "splits that are not there", "training needs train and val")
     ORIENTATION_UNCLEAR = (
         "warning",
         "EXIF orientations that leave open what the boxes refer to",
@@ -104,7 +105,6 @@ class Kind(Enum):
     )
     CATEGORY_GAPS = ("note", "category ids with gaps", "nothing to do: classes are numbered anew from 0")
     UNNAMED_FILES = ("note", "image files that no annotation names", "they are left out")
-    SPLIT_MISSING = ("note", "splits that are not there", "training needs train and val")
 
     @property
     def severity(self) -> Severity:

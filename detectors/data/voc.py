@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from detectors.data.content import Content
 from detectors.data.images import IMAGE_SUFFIXES, Header, read_headers
@@ -34,34 +35,35 @@ def read_voc(images_dir: Path, source: Path) -> Content:
     """
     content = Content(source, images_dir, has_lines=True)
     folder = source if source.is_dir() else images_dir.parent / "Annotations"
-    stems = _stems(source, content)
+    missing = _stems(source, content)
+    files = _image_names(images_dir)
     names: set[str] = set()
-    documents: dict[str, Element] = {}
     for path in _annotation_files(folder, source):
-        wanted = path.parent == folder and path.stem in stems
+        number = missing.pop(path.stem, None) if path.parent == folder else None
         try:
             document = parse_xml(path.read_bytes())
         except (OSError, ValueError) as error:
-            if wanted:
+            if number is not None:
                 content.note(Kind.MALFORMED, f"{path}: {error}")
-                stems.pop(path.stem)
             continue
         names |= {name for entry in document.children if entry.tag == "object" and (name := entry.value("name"))}
-        if wanted:
-            documents[path.stem] = document
+        if number is not None:
+            name = files.get(path.stem) or document.value("filename") or f"{path.stem}.jpg"
+            label_file = os.path.relpath(path, images_dir.parent)
+            image = {"id": number, "file_name": name, "width": 0, "height": 0, "label_file": label_file}
+            content.images.append(image)
+            _read_document(document, path, image, content)
+    for stem in missing:
+        content.note(Kind.MALFORMED, f"{folder / stem}.xml does not exist")
     category_ids = {name: number for number, name in enumerate(sorted(names), start=1)}
     content.categories = [{"id": number, "name": name} for name, number in category_ids.items()]
-    files = _image_names(images_dir)
-    for stem, number in stems.items():
-        path = folder / f"{stem}.xml"
-        if stem not in documents:
-            content.note(Kind.MALFORMED, f"{path} does not exist")
-            continue
-        name = files.get(stem) or documents[stem].value("filename") or f"{stem}.jpg"
-        image = {"id": number, "file_name": name, "width": 0, "height": 0}
-        content.images.append(image | {"label_file": os.path.relpath(path, images_dir.parent)})
-        _read_document(documents[stem], path, category_ids, content)
+    content.images.sort(key=lambda image: image["id"])
     _read_missing_sizes(content)
+    known = {image["id"] for image in content.images}
+    content.annotations = [annotation for annotation in content.annotations if annotation["image_id"] in known]
+    content.annotations.sort(key=lambda annotation: annotation["image_id"])
+    for number, annotation in enumerate(content.annotations, start=1):
+        annotation |= {"id": number, "category_id": category_ids[annotation["category_id"]]}
     return content
 
 
@@ -103,9 +105,8 @@ def _image_names(folder: Path) -> dict[str, str]:
     return {os.path.splitext(name)[0]: name for name in names}
 
 
-def _read_document(document: Element, path: Path, category_ids: dict[str, int], content: Content) -> None:
-    """Fill in the size of the latest image of the content, and add its boxes."""
-    image = content.images[-1]
+def _read_document(document: Element, path: Path, image: dict[str, Any], content: Content) -> None:
+    """Fill in the size of an image, and add its boxes to the content; the names of classes stand for their ids."""
     size = document.find("size")
     if size is not None:
         try:
@@ -126,9 +127,8 @@ def _read_document(document: Element, path: Path, category_ids: dict[str, int], 
         left, top = (value - 1 if value >= 1 else value for value in corners[:2])
         content.annotations.append(
             {
-                "id": len(content.annotations) + 1,
                 "image_id": image["id"],
-                "category_id": category_ids[label],
+                "category_id": label,
                 "bbox": [left, top, corners[2] - left, corners[3] - top],
                 "iscrowd": int(crowd),
                 "line": entry.line,
@@ -165,5 +165,3 @@ def _read_missing_sizes(content: Content) -> None:
             kind = Kind.IMAGE_UNREADABLE if (content.images_dir / image["file_name"]).exists() else Kind.IMAGE_MISSING
             content.note(kind, f"image {image['id']} ({image['file_name']}): {header}")
     content.images = [image for image in content.images if image["width"] and image["height"]]
-    kept = {image["id"] for image in content.images}
-    content.annotations = [annotation for annotation in content.annotations if annotation["image_id"] in kept]

@@ -7,7 +7,7 @@ from typing import Any
 from xml.parsers import expat
 
 
-@dataclass
+@dataclass(slots=True)
 class Element:
     """An element: its tag, the line it begins in, its text and the elements in it."""
 

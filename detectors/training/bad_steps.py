@@ -137,7 +137,7 @@ class BadSteps:
         dumps = self._dumps()
         if not dumps:
             return f"What went into them lies in {self.folder.parent}, one folder for each process that found it bad."
-        return f"See what is not finite in it with: python -m detectors.training.replay {shlex.quote(str(dumps[-1]))}"
+        return f"Run one again to see where: python -m detectors.training.replay {shlex.quote(str(dumps[-1]))}"
 
     def state_dict(self) -> dict[str, int]:
         """Return the counts, the same on every process."""

@@ -31,7 +31,7 @@ class FiniteTrace:
     def __enter__(self) -> FiniteTrace:
         for prefix, root in self._modules.items():
             for name, module in root.named_modules(prefix=prefix):
-                title = f"{name} ({type(module).__name__})"
+                title = f"{name or 'the whole'} ({type(module).__name__})"
 
                 def watch(module: nn.Module, args: Any, kwargs: Any, output: Any, title: str = title) -> None:
                     self._watch(title, (args, kwargs), output)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -70,7 +72,7 @@ class TrainLoader:
             num_workers=self.recipe.workers,
             collate_fn=_as_it_is,
             pin_memory=self._pin_memory,
-            worker_init_fn=_ignore_signals,
+            worker_init_fn=_outlive_signals,
             generator=torch.Generator(),  # for the seeds of the workers, which draw nothing from them
         )
         step: list[Batch] = []
@@ -95,7 +97,7 @@ def val_loader(data: CocoDataset, recipe: Recipe, accelerator: Accelerator) -> D
         num_workers=recipe.workers,
         collate_fn=collate,
         pin_memory=accelerator.device.type == "cuda",
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=_outlive_signals,
         generator=torch.Generator(),
     )
 
@@ -110,10 +112,18 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _ignore_signals(worker: int) -> None:
+def _outlive_signals(worker: int) -> None:
     """Let a worker outlive Ctrl-C and the SIGTERM of a batch system, which reach all processes of a run at once.
 
-    The training process may need its batches to finish a step before it saves; it ends its workers itself.
+    The training process may need its batches to finish a step before it saves. Its own SIGTERM ends the worker.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # macOS cannot tell who sent a signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from .recipe import Recipe
+
 
 def flat_cosine(step: int, *, total: int, warmup: int, flat: int, plain: int, final: float, rise: int = 2) -> float:
     """Return the factor on the learning rate: warm-up, flat, half a cosine, then constant.
@@ -27,6 +29,20 @@ def flat_cosine(step: int, *, total: int, warmup: int, flat: int, plain: int, fi
         return final
     progress = (step - flat) / (total - flat - plain)
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def learning_rate_factor(recipe: Recipe, step: int, steps: int) -> float:
+    """Return the factor on a run's learning rates at a step of the run, with `steps` in an epoch."""
+    total, stages = steps * recipe.epochs, recipe.stages
+    return flat_cosine(
+        step,
+        total=total,
+        warmup=recipe.warmup_length(total),
+        flat=steps * stages.flat_until,
+        plain=steps * (recipe.epochs - stages.plain_from),
+        final=recipe.final_learning_rate,
+        rise={"quadratic": 2, "linear": 1}[recipe.warmup],
+    )
 
 
 def ema_decay(updates: int, *, decay: float, warmup: int) -> float:

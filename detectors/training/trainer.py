@@ -9,13 +9,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
-
 from detectors.data.coco import CocoDataset
 from detectors.detector import Detector
-from detectors.evaluation import CocoEvaluator
 from detectors.losses.criterion import Criterion
-from detectors.postprocess import postprocess
 from vfmdistill import Distiller
 from vfmdistill.errors import InputError
 
@@ -26,17 +22,19 @@ from .dry_run import dry_run, heaviest_images
 from .ema import WeightAverage
 from .engine import Engine
 from .interrupt import Interrupted, StopSignals
+from .introduction import introduce, known_facts
 from .last_stage import LastStage
-from .loaders import TrainLoader, val_loader
+from .loaders import TrainLoader
 from .meter import LossMeter
 from .monitor import Monitor
 from .optimizer import build_optimizer, describe_groups, parameter_groups, set_learning_rate
 from .recipe import Recipe
 from .report_page import write_report
 from .run_file import begin_run, end_run
-from .schedule import flat_cosine
+from .schedule import learning_rate_factor
 from .step import Outcome, TrainStep
 from .tracker import start_tracker
+from .validation import Validation
 
 
 class Trainer:
@@ -93,8 +91,7 @@ class Trainer:
         self.data_digest = train_data.digest
         self._box_counts = train_data.box_counts
         self.train_loader = TrainLoader(train_data, recipe, engine.accelerator)
-        self.val_loader = val_loader(val_data, recipe, engine.accelerator)
-        self.evaluator = CocoEvaluator(val_data.ground_truth(), val_data.category_ids)
+        self.validation = Validation(val_data, recipe, engine)
         engine.shard(model)
         engine.shard(average.model)
         injectors = distiller.injectors if distiller is not None else None
@@ -122,7 +119,7 @@ class Trainer:
             tracker=start_tracker(engine.accelerator, recipe),
         )
         if engine.is_main:
-            begin_run(recipe.output, self._facts(facts or {}), epoch=self.epoch, step=self.step)
+            begin_run(recipe.output, {**known_facts(self), **(facts or {})}, epoch=self.epoch, step=self.step)
 
     def __enter__(self) -> Trainer:
         return self
@@ -137,16 +134,6 @@ class Trainer:
         if self.distiller is not None:
             self.distiller.detach()
         self.monitor.close()
-
-    def _facts(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            "recipe": self.recipe.model_dump(mode="json"),
-            "stages": self.recipe.stages._asdict(),
-            "environment": environment.describe(),
-            "command": environment.command(),
-            "parameter_groups": self.groups,
-            **given,
-        }
 
     def _resume(self) -> None:
         newest = newest_checkpoint(self.checkpoints)
@@ -167,7 +154,7 @@ class Trainer:
             TooManyBadSteps: nothing but steps without a finite gradient, `recipe.max_bad_steps` in a row.
             CheckpointError: a checkpoint cannot be written; the one before it is intact.
         """
-        self._announce()
+        introduce(self)
         if self.recipe.dry_run and self.step == 0:
             self._try_heaviest()
         try:
@@ -199,24 +186,6 @@ class Trainer:
             end_run(self.recipe.output, finished=finished, best=self.best)
             self.monitor.say(f"report: {write_report(self.recipe.output)}")
 
-    def _announce(self) -> None:
-        """Say how the run begins: groups of parameters, stages, and where it goes on."""
-        for group in self.groups:
-            self.monitor.say(
-                f"{group['name']}: {group['tensors']} tensors, {group['parameters']:,} parameters, learning rate "
-                f"{group['learning_rate']:g}, weight decay {group['weight_decay']:g}"
-            )
-        stages = self.recipe.stages
-        self.monitor.say(
-            f"stages of {self.recipe.epochs} epochs: augmented from {stages.augmented_from}, dense until "
-            f"{stages.dense_until}, flat until {stages.flat_until}, plain from {stages.plain_from}"
-        )
-        if self.recipe.resume:
-            found = "no checkpoint yet, starting" if self.step == 0 else "continuing"
-            position = self.step - self.epoch * len(self.train_loader)
-            inside = f", step {position} of {len(self.train_loader)}" if position else ""
-            self.monitor.say(f"{found} with epoch {self.epoch} of {self.recipe.epochs}{inside}")
-
     def _train_epoch(self, epoch: int) -> None:
         steps = len(self.train_loader)
         first = self.step - epoch * steps
@@ -228,7 +197,7 @@ class Trainer:
         self._network.train()
         batches = self.train_loader.epoch(epoch, first)
         for parts, _ in self.monitor.track(batches, steps, f"epoch {epoch}", epoch=epoch, first=first):
-            set_learning_rate(self.optimizer, self._learning_rate_factor())
+            set_learning_rate(self.optimizer, learning_rate_factor(self.recipe, self.step, steps))
             outcome = self._train_step(parts, self.step)
             self.step += 1
             self._note(outcome, parts, epoch)
@@ -240,19 +209,6 @@ class Trainer:
             if every is not None and (self.step - epoch * steps) % every == 0:
                 snapshot.save_step(self)
                 self.engine.accelerator.wait_for_everyone()
-
-    def _learning_rate_factor(self) -> float:
-        recipe, steps = self.recipe, len(self.train_loader)
-        total = steps * recipe.epochs
-        return flat_cosine(
-            self.step,
-            total=total,
-            warmup=recipe.warmup_length(total),
-            flat=steps * recipe.stages.flat_until,
-            plain=steps * (recipe.epochs - recipe.stages.plain_from),
-            final=recipe.final_learning_rate,
-            rise={"quadratic": 2, "linear": 1}[recipe.warmup],
-        )
 
     def _note(self, outcome: Outcome, parts: list[Any], epoch: int) -> None:
         """Let the average follow a step that was done; keep what a bad one was computed from."""
@@ -290,24 +246,13 @@ class Trainer:
             number,
         )
 
-    @torch.no_grad()
     def evaluate(self) -> dict[str, Any]:
         """Return the COCO figures of the averaged model on the validation images, those of all processes together.
 
         Besides the twelve figures, "AP_per_class" holds the AP of every class by name.
         """
         self.engine.share_statistics(self.model, self.average.model)
-        self.evaluator.reset()
-        common = len(self.val_data) // self.engine.world // (self.val_loader.batch_size or 1)  # every process has them
-        with self.engine.whole(self.average.model) as model:
-            for number, (images, targets) in enumerate(self.val_loader):
-                outputs = model(images.to(self.engine.device))
-                sizes = [tuple(target["orig_size"].tolist()) for target in targets]
-                self.evaluator.process([int(target["image_id"]) for target in targets], postprocess(outputs, sizes))
-                if number < common:
-                    self._stop_if_asked()
-        self.evaluator.gather()
-        return {**self.evaluator.evaluate(), "AP_per_class": self.evaluator.per_class()}
+        return self.validation(self.average.model, self._stop_if_asked)
 
     def _finish_epoch(self, epoch: int, evaluation: dict[str, Any]) -> Path:
         """Bring the epoch's figures together and write them and its checkpoint, whose path is returned."""

@@ -174,11 +174,11 @@ def test_everything_is_named_with_file_and_line(tmp_path: Path) -> None:
     found = problems(locate_split(root, "train"))
     assert [(kind, detail.replace(str(folder) + "/", "")) for kind, detail in found] == [
         (Kind.DUPLICATE, "line 5: a"),
-        (Kind.MALFORMED, "b.xml: no well-formed XML: mismatched tag: line 3, column 2"),
         (Kind.MALFORMED, "a.xml:6: `xmin` is 'x'; expected a number"),
         (Kind.MALFORMED, "a.xml:7: the object has no `name`"),
-        (Kind.MALFORMED, "gone.xml does not exist"),
+        (Kind.MALFORMED, "b.xml: no well-formed XML: mismatched tag: line 3, column 2"),
         (Kind.MALFORMED, "d.xml:5: `difficult` is 'no'; expected a number"),
+        (Kind.MALFORMED, "gone.xml does not exist"),
         (Kind.BOX_OUTSIDE, "Annotations/a.xml:5 (a.jpg, 40 × 32): bbox [4.0, 4.0, 46.0, 5.0]"),
         (Kind.BOX_INVERTED, "Annotations/d.xml:4 (d.jpg, 40 × 32): bbox [8.0, 8.0, -5.0, -5.0]"),
         (Kind.IMAGE_MISSING, f"image 4 (d.jpg): {root / 'JPEGImages/d.jpg'} does not exist"),

@@ -114,7 +114,9 @@ def test_fractions_are_of_the_upright_picture(tmp_path: Path) -> None:
     exif[ExifTags.Base.Orientation] = 3
     Image.open(tmp_path / "images/train/b.png").save(tmp_path / "images/train/b.png", exif=exif)
     labels(tmp_path / "labels/train", {"b": "0 0.25 0.25 0.5 0.5"})
-    assert CocoDataset(*split)[1][1]["boxes"].tolist() == [[0, 0, 20, 16]]
+    data = CocoDataset(*split)
+    assert data[1][1]["boxes"].tolist() == [[0, 0, 20, 16]]
+    assert data.ground_truth()["annotations"][-1]["bbox"] == [0, 0, 20, 16]
 
 
 def test_everything_is_named_with_file_and_line(tmp_path: Path) -> None:

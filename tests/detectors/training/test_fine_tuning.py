@@ -51,7 +51,7 @@ def trained(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     data = with_categories(toy, root / "data", {7: "spoon", 90: "fork", 13: "knife"})
     with assemble(tiny_recipe(data, root / "run", **SHORT)) as trainer:
         trainer.fit()
-        return root / "run", json.loads(json.dumps(trainer.evaluator.results()))
+        return root / "run", json.loads(json.dumps(trainer.validation.evaluator.results()))
 
 
 def test_results_have_the_data_sets_category_ids(trained: tuple[Path, list[dict[str, Any]]]) -> None:
@@ -105,7 +105,7 @@ def test_fine_tuning_keeps_the_rows_of_known_classes(
         shared = [key for key in theirs if "score_head" not in key and "denoising_embedding" not in key]
         assert all(torch.equal(ours[key], theirs[key]) for key in shared)
         trainer.fit()
-        assert {result["category_id"] for result in trainer.evaluator.results()} == {13, 4}
+        assert {result["category_id"] for result in trainer.validation.evaluator.results()} == {13, 4}
     assert from_pretrained(tmp_path / "run" / "pretrained").category_ids == [4, 13]
 
 

@@ -37,11 +37,12 @@ def test_the_innermost_first_module_is_named_with_what_it_was_given() -> None:
 
 
 def test_an_input_that_was_spoiled_before_is_told_apart_also_inside_containers() -> None:
-    with FiniteTrace({"part": Quotient()}) as trace:
-        trace._modules["part"](torch.ones(2), divisor=torch.tensor([1.0, 0.0]))
+    part = Quotient()
+    with FiniteTrace({"part": part}) as trace:
+        part(torch.ones(2), divisor=torch.tensor([1.0, 0.0]))
     assert trace.output == "part (Quotient): its output (2,) holds 1 infinite; all that it was given was finite"
-    with FiniteTrace({"part": Quotient()}) as trace:
-        trace._modules["part"](torch.ones(2), divisor=torch.tensor([torch.nan, 1.0]))
+    with FiniteTrace({"part": part}) as trace:
+        part(torch.ones(2), divisor=torch.tensor([torch.nan, 1.0]))
     assert trace.output == "part (Quotient): its output (2,) holds 1 NaN; it was given 1 NaN"
 
 
@@ -54,6 +55,14 @@ def test_the_gradient_is_followed_back_from_the_loss() -> None:
     assert trace.output is None
     # The square root's own gradient is 1; what it hands back to the module before it is 1 / 0.
     assert trace.gradient == "1 (ReLU): the gradient (1, 2) of its output holds 2 infinite"
+
+
+def test_what_no_module_inside_did_is_laid_at_the_door_of_the_whole() -> None:
+    whole = Quotient()
+    with FiniteTrace({"": whole}) as trace:
+        whole(torch.ones(1), divisor=torch.zeros(1))
+    assert trace.output is not None
+    assert trace.output.startswith("the whole (Quotient): ")
 
 
 def test_nothing_is_left_on_the_modules() -> None:

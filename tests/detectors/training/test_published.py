@@ -11,7 +11,7 @@ from detectors.catalog import list_models
 from detectors.data.augmentation import Augmentation
 from detectors.training.published import PUBLISHED
 from detectors.training.recipe import recipe_for
-from detectors.training.schedule import flat_cosine
+from detectors.training.schedule import learning_rate_factor
 
 COCO = 118_287  # images of train2017
 
@@ -170,16 +170,11 @@ def test_shape_of_the_learning_rate(model: str) -> None:
     if model == "deim_n":
         final = 1.0  # its own lr_gamma
     steps = COCO // RATES[model][0]
-    total = steps * recipe.epochs
     assert recipe.final_learning_rate == final
-    assert recipe.warmup_length(total) == warmup
+    assert recipe.warmup_length(steps * recipe.epochs) == warmup
     if kind is not None:
         assert recipe.warmup == kind
-    last = flat_cosine(
-        total - 1, total=total, warmup=warmup, flat=steps * recipe.stages.flat_until,
-        plain=steps * (recipe.epochs - recipe.stages.plain_from), final=recipe.final_learning_rate,
-    )  # fmt: skip
-    assert last == final
+    assert learning_rate_factor(recipe, steps * recipe.epochs - 1, steps) == final
 
 
 @pytest.mark.parametrize("model", MODELS)

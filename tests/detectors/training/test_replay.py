@@ -51,7 +51,8 @@ def dump_step(folder: Path, poison: Poison | None = None, **settings: Any) -> Pa
 
 def replay(path: Path, *options: str, program: tuple[str, ...] = ("-c", WITH_TEACHER)) -> tuple[int, str, str]:
     """Return exit status, output with line breaks removed, and error output."""
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "2"}
+    paths = [str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "2"}
     command = [sys.executable, *program, str(path), *options]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=path)
     return done.returncode, re.sub(r"\s*\n", " ", done.stdout), done.stderr

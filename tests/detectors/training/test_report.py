@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -193,7 +194,12 @@ def test_the_window_follows_what_was_calibrated(tmp_path: Path) -> None:
     assert not window(open_report(finished_run(tmp_path / "a", rho="auto")))
     begin_run(tmp_path / "b", facts(rho="auto"))
     write_run(tmp_path / "b", [epoch_line(0), epoch_line(1, rho=2.5, delta=0.25)])
-    assert len(window(open_report(tmp_path / "b"))) == 1
+    page = open_report(tmp_path / "b")
+    (path,) = window(page)
+    rows = {float(y) for y in re.findall(r" ([\d.]+)", path.attributes["d"])}
+    axis = {node.text: float(node.attributes["y"]) for node in page.figure("Gradient share of the tap").all("text")}
+    percent = (axis["5"] - axis["10"]) / 5
+    assert sorted(rows) == pytest.approx([axis["5"] - 4 + shift * percent for shift in (2.25, 2.75)], abs=0.11)
 
 
 def test_figures_that_are_missing_are_left_out(tmp_path: Path) -> None:

@@ -18,15 +18,14 @@ def labels(root: Node) -> dict[str, tuple[float, float]]:
 
 
 def test_points_lie_where_the_axes_say() -> None:
-    epochs = Epochs(10)
-    root = parse_page(chart("Loss", [Line("loss", {0: 0.0, 4: 5.0, 9: 10.0})], epochs))
-    found, axis = points(root, "line s0"), labels(root)
-    for (x, y), epoch, value in zip(found, ("0", "4", "9"), ("0", "5", "10"), strict=True):
-        if epoch in axis and axis[epoch][1] > 200:
-            assert x == pytest.approx(axis[epoch][0])
-        assert y == pytest.approx(axis[value][1] - 4 if value in axis else 0, abs=0.11) or value == "0"
-    assert found[0][1] > found[1][1] > found[2][1]
-    assert found[1][0] - found[0][0] == pytest.approx(4 * (found[2][0] - found[0][0]) / 9, abs=0.11)
+    root = parse_page(chart("Loss", [Line("loss", {0: 0.0, 2: 5.0, 3: 10.0})], Epochs(4)))
+    axis = labels(root)
+    assert list(axis) == ["0", "2.5", "5", "7.5", "10", "1", "2", "3"]  # both axes have a 0; the lower one is kept
+    columns = [axis[epoch][0] for epoch in ("0", "2", "3")]
+    assert columns == pytest.approx([Epochs(4).x(epoch) for epoch in (0.5, 2.5, 3.5)], abs=0.06)
+    (grid,) = {node.attributes["d"].split("H")[0] for node in root.all("path", "grid")} & {"M46 196.0"}
+    rows = [float(grid.split()[1]), axis["5"][1] - 4, axis["10"][1] - 4]  # texts stand 4 below their line
+    assert points(root, "line s0") == [pytest.approx(point, abs=0.11) for point in zip(columns, rows, strict=True)]
 
 
 @pytest.mark.parametrize("values", [(0.61, 0.6104), (1e-5, 4e-4), (0.0, 0.0), (3.0, 3.0), (-2.0, 5.0), (7.0, 91234.0)])
@@ -83,7 +82,15 @@ def test_a_window_and_a_mark() -> None:
     root = parse_page(
         chart("share", [Line("share", {0: 1.0})], Epochs(4), window={0: (9.0, 11.0)}, marks=[(3, "cosine")])
     )
-    assert len(list(root.all("path", "window"))) == len(list(root.all("path", "mark"))) == 1
+    epochs, axis = Epochs(4), labels(root)
+    unit = (axis["5"][1] - axis["10"][1]) / 5
+    top, bottom = (axis["10"][1] - 4 + shift * unit for shift in (-1, 1))
+    first, last = epochs.x(0), epochs.x(1)
+    assert points(root, "window") == [
+        pytest.approx(point, abs=0.11) for point in ((first, top), (last, top), (last, bottom), (first, bottom))
+    ]
+    (mark,) = root.all("path", "mark")
+    assert mark.attributes["d"].startswith(f"M{epochs.x(3):.1f} ")
     assert "cosine" in [node.text for node in root.all("text")]
     assert "15" in labels(root)  # the axis reaches over the window
 

@@ -3,7 +3,7 @@
 import pytest
 
 from detectors.training.recipe import recipe_for
-from detectors.training.schedule import ema_decay, flat_cosine
+from detectors.training.schedule import ema_decay, flat_cosine, learning_rate_factor
 
 STEPS = 3697  # an epoch
 
@@ -36,13 +36,13 @@ DEIM_RTDETRV2_R18 = {
 )
 def test_learning_rate_factor_of_the_published_runs(model: str, expected: dict[int, float]) -> None:
     recipe = recipe_for(model)
-    total = recipe.epochs * STEPS
     for step, factor in expected.items():
-        ours = flat_cosine(
-            step, total=total, warmup=recipe.warmup_length(total), flat=recipe.stages.flat_until * STEPS,
-            plain=(recipe.epochs - recipe.stages.plain_from) * STEPS, final=recipe.final_learning_rate,
-        )  # fmt: skip
-        assert ours == pytest.approx(factor, rel=1e-12), step
+        assert learning_rate_factor(recipe, step, STEPS) == pytest.approx(factor, rel=1e-12), step
+
+
+def test_rtdetrv2_rises_in_a_line() -> None:
+    recipe = recipe_for("rtdetrv2_r50")
+    assert [learning_rate_factor(recipe, step, STEPS) for step in (0, 500, 1000, 2000, 200_000)] == [0, 0.25, 0.5, 1, 1]
 
 
 def test_without_warmup_the_first_step_has_the_full_rate() -> None:
