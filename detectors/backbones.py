@@ -32,7 +32,8 @@ def build_backbone(
 
     timm's resnet18d to resnet101d become the ResNet-vd of RT-DETR, where the first block of *every* stage has a
     projection in its shortcut. Where timm's have none (first stage of 18 and 34) timm's weights have none either: there
-    the projection starts as the identity.
+    the projection starts as the identity. Without weights, convolutions start as torch draws them, as
+    the authors' do; timm draws them otherwise.
 
     Args:
         name: timm model, with or without a tag that names its weights.
@@ -72,7 +73,11 @@ def build_backbone(
             "pretrained_backbone=False or --no-pretrained-backbone."
         ) from error
     added = _project_first_shortcut(backbone) if resnet else ()
-    if not isinstance(pretrained, bool):
+    if pretrained is False:
+        for module in backbone.modules():
+            if isinstance(module, nn.Conv2d):
+                module.reset_parameters()
+    elif pretrained is not True:
         _load_file(backbone, name, Path(pretrained), optional=added)
     if freeze_norms:
         backbone = freeze_batch_norm_2d(backbone)

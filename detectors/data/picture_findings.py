@@ -40,10 +40,10 @@ def same_pictures(splits: Mapping[str, Inspection]) -> Iterator[tuple[str, Probl
         if len(candidates) == 1:
             continue
         for members in _of_equal_pixels(candidates):
-            concerned = list(dict.fromkeys(member.split for member in members))
             # A file that one split lists twice is named as a duplicate already.
             if len({(member.split, member.path) for member in members}) == 1:
                 continue
+            concerned = list(dict.fromkeys(member.split for member in members))
             kind = Kind.LEAK if len(concerned) > 1 else Kind.REPEATED_PICTURE
             equal = "the same bytes" if len({member.digest for member in members}) == 1 else "the same pixels"
             names = ", ".join(
@@ -65,7 +65,7 @@ def _of_equal_pixels(candidates: list[_Member]) -> Iterator[list[_Member]]:
             picture = read_image(member.path)
             pixels[member.digest] = hashlib.blake2b(picture.tobytes(), digest_size=16).digest()
         groups[pixels[member.digest]].append(member)
-    yield from (members for members in groups.values() if len(members) > 1)
+    yield from groups.values()
 
 
 def unnamed_files(splits: Mapping[str, Inspection]) -> Iterator[tuple[str, Problem]]:

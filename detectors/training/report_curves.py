@@ -82,7 +82,7 @@ def chart(
         "svg",
         _stages(epochs),
         _grid(epochs, {tick: y(tick) for tick in ticks}),
-        _window(epochs, {epoch: (y(low), y(high)) for epoch, (low, high) in (window or {}).items()}),
+        _window(epochs, {epoch: (y(least), y(most)) for epoch, (least, most) in (window or {}).items()}),
         *(_mark(epochs.x(epoch), text) for epoch, text in marks),
         *(_curve(epochs, {e: y(v) for e, v in line.values.items()}, index) for index, line in enumerate(lines)),
         _values(epochs, lines, unit),
@@ -164,7 +164,8 @@ def _stages(epochs: Epochs) -> Html:
 
 def _mark(x: float, text: str) -> Html:
     anchor = "end" if x > _WIDTH * 0.7 else "start"
-    label = tag("text", text, x=f"{x + (-5 if anchor == 'end' else 5):.1f}", y=_TOP + 13, text_anchor=anchor)
+    left = x - 5 if anchor == "end" else x + 5
+    label = tag("text", text, x=f"{left:.1f}", y=_HEIGHT - _BOTTOM - 7, text_anchor=anchor)
     return join((tag("path", d=f"M{x:.1f} {_TOP}V{_HEIGHT - _BOTTOM}", class_="mark"), label))
 
 

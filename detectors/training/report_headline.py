@@ -12,13 +12,15 @@ def headline(run: RunFiles) -> Html:
     facts = run.settings
     state = "finished" if run.finished else f"not finished: {run.done} of {run.planned} epochs"
     teacher = (run.facts.get("teacher") or {}).get("name") or facts.get("teacher")
-    about = [f"trained on {facts['data']}" if facts.get("data") else "", f"with {teacher} as teacher" if teacher else
-             "without a teacher" if facts else "", f"→ {facts['output']}" if facts.get("output") else ""]  # fmt: skip
+    about = [f"trained on {facts['data']}"] if facts.get("data") else []
+    if facts:
+        about.append(f"with {teacher} as teacher" if teacher else "without a teacher")
+    about += [f"→ {facts['output']}"] if facts.get("output") else []
     return tag(
         "header",
         tag("p", "vfmdistill · training run", class_="brand"),
         tag("h1", str(facts.get("model") or run.folder.name), " ", tag("span", state, class_=_state_class(run))),
-        tag("p", " ".join(filter(None, about)), class_="about"),
+        tag("p", " ".join(about), class_="about"),
         tag("div", *(_tile(*parts) for parts in _headline_figures(run)), class_="tiles"),
     )
 

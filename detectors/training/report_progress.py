@@ -104,7 +104,8 @@ def epoch_table(run: RunFiles) -> Html:
     written["bad steps"] = {epoch: str(run.bad_steps.get(epoch, 0)) for epoch in run.series("bad_steps")}
     written["time"] = {epoch: duration(seconds) for epoch, seconds in run.epoch_seconds.items()}
     written["images/s"] = {epoch: figure(speed, 3) for epoch, speed in run.speeds.items()}
-    written["λ was"] = {line["epoch"]: str(line["modulation"]) for line in run.epochs if line.get("modulation")}
+    reasons = {line["epoch"]: str(line.get("modulation") or "").replace("_", " ") for line in run.epochs}
+    written["λ was"] = {epoch: reason for epoch, reason in reasons.items() if reason}
     shown = {title: texts for title, texts in written.items() if texts}
     rows = [[texts.get(line["epoch"], "–") for texts in shown.values()] for line in run.epochs]
     return folded("Every epoch in figures", table(list(shown), rows, text_columns=0))

@@ -14,9 +14,9 @@ from .report_headline import peak_kind
 from .report_markup import Html, folded, join, pairs, section, table, tag
 from .run_text import duration, figure, memory
 
+# Settings that say where a run takes place, not what it computes
 _OWN = {"data", "output", "resume", "device", "workers", "keep_checkpoints", "save_every", "log_every", "tracker",
         "dry_run", "teacher_weights", "backbone_weights"}  # fmt: skip
-"""Settings that say where a run takes place, not what it computes."""
 
 
 def bad_steps(run: RunFiles) -> Html:
@@ -26,8 +26,8 @@ def bad_steps(run: RunFiles) -> Html:
     commands = [shlex.join(["python", "-m", "detectors.training.replay", str(path)]) for path in dumps]
     return section(
         "Bad steps",
-        table(("epoch", "steps left out"), rows, text_columns=0),
-        tag("p", "What is needed to replay them:") if dumps else None,
+        table(("epoch", "steps left out"), rows, text_columns=2),
+        tag("p", "Replay them with:") if dumps else None,
         *(tag("pre", line) for line in commands),
         note="Steps whose loss or gradient was not finite change nothing." if rows or dumps else None,
     )
@@ -119,8 +119,10 @@ def recipe(run: RunFiles) -> Html:
     else:
         note = f"Every setting is that of the published run of {settings['model']}."
     derived = run.recipe.stages._asdict() if run.recipe is not None else {}
-    rows = [(name, _written(value) if value is not None else f"{_written(None)} → {derived[name]}" if name in derived
-             else _written(None), _meaning(name)) for name, value in settings.items()]  # fmt: skip
+    rows = []
+    for name, value in settings.items():
+        follows = f" → {derived[name]}" if value is None and name in derived else ""
+        rows.append((name, _written(value) + follows, _meaning(name)))
     return section(
         "Recipe",
         table(("setting", "here", "published"), changed, text_columns=3),
@@ -146,7 +148,7 @@ def _yaml(settings: Mapping[str, Any]) -> str:
     import yaml
 
     kept = {name: value for name, value in settings.items() if name != "resume"}
-    return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
+    return str(yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
 
 
 def parameter_groups(run: RunFiles) -> Html:

@@ -143,3 +143,14 @@ def test_stages_that_do_not_exist_are_named() -> None:
 def test_an_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="hgnetv2_b0"):
         build_backbone("hgnetv2_b00", (3,))
+
+
+@pytest.mark.parametrize("name", ["hgnetv2_b0", "resnet18d"])
+def test_without_weights_convolutions_start_as_torch_draws_them(name: str) -> None:
+    """Uniform with deviation 1 / √(3 · inputs), which the authors' backbones leave as it is."""
+    torch.manual_seed(0)
+    for key, module in build_backbone(name, (1, 2, 3)).named_modules():
+        if isinstance(module, nn.Conv2d) and module.weight.numel() > 2000:
+            inputs = module.weight[0].numel()
+            assert module.weight.std().item() == pytest.approx((3 * inputs) ** -0.5, rel=0.06), key
+            assert module.weight.abs().max() <= inputs**-0.5

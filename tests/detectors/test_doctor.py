@@ -271,6 +271,12 @@ def test_the_same_picture_several_times(tmp_path: Path) -> None:
     assert [finding.severity for finding in report.findings] == ["error", "warning"]
 
 
+def test_a_file_that_a_split_lists_twice_is_a_duplicate_alone(tmp_path: Path) -> None:
+    data = sound(tmp_path)
+    data.add("val", "val.png", (1, 3, 2, 20, 10))
+    assert findings(examine(data.write())) == {("duplicate", "val"): ["image file val.png (image id 2)"]}
+
+
 def test_reduced_pixels_that_are_equal_do_not_suffice(tmp_path: Path) -> None:
     bands = [pixels(52).convert("L"), Image.new("L", SIZE, 128)]
     data = sound(tmp_path)

@@ -1,5 +1,6 @@
 """Steps that went bad in one process are run again in another, from their dump alone."""
 
+import json
 import os
 import re
 import subprocess
@@ -183,11 +184,10 @@ def test_gradients_alone_can_be_bad(
 
 
 def test_differences_to_the_run_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = dump_step(tmp_path, teacher=None, compile=True)
-    state = path / STATE
-    state.write_text(
-        state.read_text().replace('"processes": 1', '"processes": 4').replace('"device": "cpu"', '"device": "cuda"', 1)
-    )
+    path = dump_step(tmp_path, teacher=None)
+    state = json.loads((path / STATE).read_text())
+    state |= {"processes": 4, "device": "cuda", "recipe": {**state["recipe"], "compile": True}}
+    (path / STATE).write_text(json.dumps(state))
     assert main([str(path), "--precision", "bf16"]) == 0
     output = joined(capsys)
     for note in (
