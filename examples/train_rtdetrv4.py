@@ -22,8 +22,9 @@ from detectors import postprocess
 from detectors.data.toy import write_toy_dataset
 from detectors.drawing import draw_detections, save_grid
 from detectors.training import Interrupted, Trainer, assemble, parse_recipe
+from detectors.training.report_page import write_report
 from detectors.training.snapshot import PRETRAINED
-from vfmdistill import Distiller, DistillError
+from vfmdistill import DistillError
 from vfmdistill.visualize import fit_pca, pca_maps, save_sheet
 
 # The smallest detector, small images, and a teacher whose weights come with a package: minutes on two cores.
@@ -65,37 +66,46 @@ def main(arguments: Sequence[str] | None = None) -> None:
         samples = [trainer.val_data[index] for index in range(min(SHOWN, len(trainer.val_data)))]
         images = torch.stack([image for image, _ in samples]).to(trainer.engine.device)
         # What a resumed run knows of its beginning is gone: the picture then shows the map at the resumption.
-        before = _projected(trainer.distiller, images)
+        before = _maps(trainer, images)
         figures = trainer.fit()
+        after, found = _maps(trainer, images), _detect(trainer, images)  # weights in shards need every process
         if trainer.engine.is_main:
-            if trainer.distiller is not None:
-                sheet = save_maps(trainer.distiller, images, before, recipe.output / "maps.png")
+            if before is not None and after is not None:
+                sheet = save_maps(images, before, after, recipe.output / "maps.png")
                 trainer.monitor.say(f"maps of teacher, student before and student after: {sheet}")
-            trainer.monitor.say(f"detections: {save_detections(trainer, images, recipe.output / 'predictions.png')}")
+            names = trainer.model.class_names or []
+            trainer.monitor.say(
+                f"detections: {save_detections(images, found, names, recipe.output / 'predictions.png')}"
+            )
             shipped = recipe.output / PRETRAINED
             trainer.monitor.say(f"AP {figures['AP']:.3f}, AP50 {figures['AP50']:.3f}; trained detector: {shipped}")
+            write_report(recipe.output)  # once more, now with the pictures
 
 
-def _projected(distiller: Distiller | None, images: Tensor) -> Tensor | None:
-    return None if distiller is None else next(iter(distiller.aligned_maps(images).values()))[0]
-
-
-def save_maps(distiller: Distiller, images: Tensor, before: Tensor | None, path: Path) -> Path:
-    """Write images, teacher maps and projected student maps, all in the teacher's principal components."""
-    after, teacher = next(iter(distiller.aligned_maps(images).values()))
-    basis = fit_pca(teacher)
-    columns = {"image": list(images), "teacher": pca_maps(teacher, basis=basis)}
-    if before is not None:
-        columns["student before"] = pca_maps(before, basis=basis)
-    return save_sheet(path, {**columns, "student after": pca_maps(after, basis=basis)})
+def _maps(trainer: Trainer, images: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return the projected student maps and the teacher's; None without a teacher."""
+    return None if trainer.distiller is None else next(iter(trainer.distiller.aligned_maps(images).values()))
 
 
 @torch.no_grad()
-def save_detections(trainer: Trainer, images: Tensor, path: Path) -> Path:
-    """Write the images with what the averaged model detects in them."""
+def _detect(trainer: Trainer, images: Tensor) -> list[dict[str, Tensor]]:
+    """Return what the averaged model detects in the images."""
     height, width = images.shape[-2:]
-    detections = postprocess(trainer.average.model(images), [(height, width)] * len(images))
-    names = trainer.model.class_names or []
+    with trainer.engine.whole(trainer.average.model) as model:
+        return postprocess(model(images), [(height, width)] * len(images))
+
+
+def save_maps(images: Tensor, before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor], path: Path) -> Path:
+    """Write images, teacher maps and projected student maps, all in the teacher's principal components."""
+    basis = fit_pca(after[1])
+    columns = {"teacher": after[1], "student before": before[0], "student after": after[0]}
+    return save_sheet(
+        path, {"image": list(images), **{name: pca_maps(maps, basis=basis) for name, maps in columns.items()}}
+    )
+
+
+def save_detections(images: Tensor, detections: list[dict[str, Tensor]], names: list[str], path: Path) -> Path:
+    """Write the images with what was detected in them."""
     pixels = VF.to_dtype(images.cpu(), torch.uint8, scale=True)
     drawn = [
         draw_detections(image, {key: value.cpu() for key, value in found.items()}, names)

@@ -25,6 +25,7 @@ from .engine import Engine
 from .initial_weights import load_initial_weights
 from .recipe import Recipe
 from .snapshot import FOLDER
+from .tracker import check_tracker
 from .trainer import Trainer
 
 
@@ -41,6 +42,7 @@ def assemble(recipe: Recipe) -> Trainer:
     """
     if recipe.data is None:
         raise InputError("the recipe names no data: give the folder of a data set")
+    check_tracker(recipe.tracker)
     engine = Engine(recipe)
     splits = [locate_split(recipe.data, name) for name in ("train", "val")]
     newest = newest_checkpoint(recipe.output / FOLDER)

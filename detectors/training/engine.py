@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
@@ -18,6 +17,8 @@ from vfmdistill.errors import DistillError, InputError
 
 from . import sharding
 from .checkpoint import load_optimizer_tensors, optimizer_tensors
+from .compiled import compile_parts
+from .launch_checks import check_device, check_launcher
 from .recipe import Recipe
 from .sync_batch_norm import synchronise_batch_norms
 
@@ -46,9 +47,7 @@ class Engine:
     """
 
     def __init__(self, recipe: Recipe) -> None:
-        if recipe.device == "cuda" and not torch.cuda.is_available():
-            raise InputError("device 'cuda' was asked for, but torch sees no CUDA device; use --device cpu or auto")
-        _check_launcher(recipe)
+        check_launcher(recipe)
         try:
             self.accelerator = Accelerator(
                 cpu=recipe.device == "cpu",
@@ -63,7 +62,7 @@ class Engine:
         self.rank: int = self.accelerator.process_index
         self.world: int = self.accelerator.num_processes
         self.is_main: bool = self.accelerator.is_main_process
-        _check_precision(recipe.precision, self.device)
+        check_device(recipe, self.device)
         self._recipe = recipe
         self._dtype = DTYPES[recipe.precision]
         self._mesh: DeviceMesh | None = None
@@ -243,43 +242,3 @@ class Engine:
         if self._optimizer is None:
             raise DistillError("the engine has no optimizer yet: call prepare(model, optimizer) first.")
         return self._optimizer
-
-
-def compile_parts(model: nn.Module, *, dynamic: bool | None) -> None:
-    """Compile backbone and encoder in place, each when it first runs; names and hooks stay.
-
-    What comes behind depends on how many objects a batch has, and would be compiled anew for batch after batch.
-
-    Args:
-        model: a detector.
-        dynamic: as for `torch.compile`: True for maps of any size, None for one size as long as no other comes.
-    """
-    for name in ("backbone", "encoder"):
-        model.get_submodule(name).compile(dynamic=dynamic)
-
-
-def _check_precision(precision: str, device: torch.device) -> None:
-    if precision == "fp16" and device.type == "cpu":
-        raise InputError("precision fp16 needs an accelerator, and this run is on the CPU; use bf16 or fp32")
-    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise InputError(f"{torch.cuda.get_device_name(device)} does not compute in bf16; use fp16 or fp32")
-
-
-def _check_launcher(recipe: Recipe) -> None:
-    """Refuse what `accelerate launch` was told besides processes and machines: it would be without effect."""
-    problems = []
-    for variable, instead in (
-        ("ACCELERATE_USE_FSDP", "--shard"),
-        ("ACCELERATE_USE_DEEPSPEED", "--shard"),
-        ("ACCELERATE_USE_MEGATRON_LM", "--shard"),
-    ):
-        if os.environ.get(variable, "false").lower() in ("1", "true"):
-            problems.append(f"{variable} is set; sharding is asked for with {instead}")
-    told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if told not in ("no", recipe.precision):
-        problems.append(f"its mixed precision is {told}, the recipe's precision {recipe.precision}; give --precision")
-    backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
-    if backend.lower() != "no" and not recipe.compile:
-        problems.append(f"its dynamo backend is {backend}; compiling is asked for with --compile")
-    if problems:
-        raise InputError(f"accelerate launch was given what this program does itself: {'; '.join(problems)}.")

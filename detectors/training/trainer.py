@@ -12,11 +12,11 @@ from typing import Any
 from detectors.data.coco import CocoDataset
 from detectors.detector import Detector
 from detectors.losses.criterion import Criterion
-from vfmdistill import Distiller
+from vfmdistill import Distiller, GradientModulator
 from vfmdistill.errors import InputError
 
 from . import environment, snapshot
-from .bad_steps import BadSteps
+from .bad_steps import BadSteps, TooManyBadSteps
 from .checkpoint import newest_checkpoint
 from .dry_run import dry_run, heaviest_images
 from .ema import WeightAverage
@@ -33,7 +33,7 @@ from .report_page import write_report
 from .run_file import begin_run, end_run
 from .schedule import learning_rate_factor
 from .step import Outcome, TrainStep
-from .tracker import start_tracker
+from .tracker import start_tracker, stop_tracker
 from .validation import Validation
 
 
@@ -134,6 +134,7 @@ class Trainer:
         if self.distiller is not None:
             self.distiller.detach()
         self.monitor.close()
+        stop_tracker(self.engine.accelerator)
 
     def _resume(self) -> None:
         newest = newest_checkpoint(self.checkpoints)
@@ -165,7 +166,7 @@ class Trainer:
                     saved = self._finish_epoch(epoch, self.evaluate() if evaluated else {})
                     if epoch + 1 < self.recipe.epochs:
                         self._stop_if_asked(saved)
-        except Interrupted:
+        except (Interrupted, TooManyBadSteps):
             self._report(finished=False)
             raise
         if self.engine.is_main:
@@ -263,6 +264,9 @@ class Trainer:
             update = self.distiller.update()
             figures |= {"weight": update.previous, "share": update.share, "next_weight": update.weight}
             figures["modulation"] = str(update.reason)
+            modulator = self.distiller.modulator
+            if isinstance(modulator, GradientModulator) and modulator.rho is not None:
+                figures |= {"rho": modulator.rho, "delta": modulator.delta}
         figures["learning_rate"] = self.optimizer.param_groups[-1]["lr"]
         self.epoch, self.figures = epoch + 1, figures | evaluation
         improved = evaluation.get("AP", -1.0) > self.best["AP"]
@@ -272,5 +276,7 @@ class Trainer:
         if evaluation:
             self.last_stage.judge(self, epoch, evaluation["AP"])
         saved = snapshot.save_epoch(self, improved=improved)
+        if evaluation and self.engine.is_main:
+            write_report(self.recipe.output)
         self.engine.accelerator.wait_for_everyone()
         return saved
