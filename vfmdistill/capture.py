@@ -83,7 +83,8 @@ def untouched(student: nn.Module) -> Iterator[None]:
             module._buffers.update(entries)
         with torch.no_grad():
             for buffer, version, value in values:
-                if buffer._version != version:
+                # Batch norms write their statistics without counting up the version.
+                if buffer._version != version or not torch.equal(buffer, value):
                     buffer.copy_(value)
         torch.set_rng_state(cpu_state)
         if accelerator:

@@ -135,6 +135,8 @@ class TrainStep:
                 with self.engine.autocast():
                     outputs = self.network(images, targets)
                 matching = self._agreed_matching(outputs, targets)
+                if outcome.counts is None:
+                    outcome.counts = mean_over_processes(matching.counts)
                 losses: dict[str, Tensor] = self.criterion(outputs, targets, matching, outcome.counts)
                 if self.distiller is not None:
                     losses["loss_semantic"] = self.distiller.loss(images)

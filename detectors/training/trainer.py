@@ -229,7 +229,7 @@ class Trainer:
             self.step, epoch, parts, outcome.loss_values(), outcome.reason, self.model, outcome.rng, self.recipe,
             distiller=self.distiller, counts=outcome.counts, weights=weights,
         )  # fmt: skip
-        kept = f"; replay it: python -m detectors.training.replay {shlex.quote(str(dump))}" if dump else ""
+        kept = f" Replay it: python -m detectors.training.replay {shlex.quote(str(dump))}" if dump else ""
         self.monitor.say(f"step {self.step} is left out: {outcome.reason}{kept}")
 
     def _stop_if_asked(self, saved: Path | None = None) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vfmdistill import CaptureError, InputError
-from vfmdistill.capture import Capture, probe_outputs
+from vfmdistill.capture import Capture, probe_outputs, untouched
 
 
 class Student(nn.Module):
@@ -119,3 +119,12 @@ def test_probe_leaves_no_trace(student: Student, fails: bool) -> None:
 def test_probe_returns_outputs_in_the_order_of_the_forward(student: Student) -> None:
     modules = {name: module for name, module in reversed(list(student.named_modules())) if name}
     assert list(probe_outputs(student, modules, IMAGES)) == ["stem.0", "stem.1", "stem.2", "stem", "head"]
+
+
+def test_untouched_gives_batch_statistics_back() -> None:
+    student = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    with untouched(student):
+        student(torch.randn(2, 3, 4, 4))
+        assert not torch.equal(student.state_dict()["1.running_mean"], before["1.running_mean"])
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())

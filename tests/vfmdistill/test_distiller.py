@@ -310,3 +310,21 @@ def test_one_teacher_serves_two_students(student: Classifier) -> None:
 def test_the_share_needs_no_distiller(student: Classifier) -> None:
     student(IMAGES).sum().backward()
     assert 0 < gradient_share(student.body.parameters(), student.parameters()).item() < 100
+
+
+def test_discarded_gradients_need_no_observation(student: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vfmdistill.distiller._several_processes", lambda: True)
+    for discards in (True, False):
+        with attach(student, Wide(), tap="body") as distiller:
+            for _ in range(2):
+                student(IMAGES)
+                if distiller.metrics().keys() > {"weight"} and not discards:
+                    with pytest.raises(DistillError, match="gradients were used without observe"):
+                        distiller.loss(IMAGES)
+                    continue
+                distiller.loss(IMAGES).backward()
+                for parameter in distiller.parameters():
+                    parameter.grad = None
+                if discards:
+                    distiller.discard()
+            assert "share" not in distiller.metrics()
