@@ -12,8 +12,10 @@ from accelerate.utils import broadcast_object_list
 
 import detectors
 import vfmdistill
-from detectors.data.checks import SplitSummary, check_dataset
+from detectors.data.checks import SplitSummary, inspect_dataset, summarise
 from detectors.data.coco import CocoDataset
+from detectors.data.doctor import diagnose
+from detectors.data.doctor_report import DoctorReport
 from detectors.data.layout import Split, locate_split
 from vfmdistill.errors import InputError, WeightsError
 
@@ -51,7 +53,7 @@ def assemble(recipe: Recipe) -> Trainer:
     if recipe.weights is not None and not resumed and not recipe.weights.exists():
         raise WeightsError(f"there is no file or folder {recipe.weights} to start from.")
     teacher = vfmdistill.Teacher(recipe.teacher, weights=recipe.teacher_weights) if recipe.teacher else None
-    summaries = _checked(splits, recipe, engine)
+    summaries, findings = _checked(splits, recipe, engine)
     train_data = CocoDataset(*splits[0], invalid_boxes=recipe.invalid_boxes, seed=recipe.seed)
     val_data = CocoDataset(*splits[1], class_names=train_data.class_names, invalid_boxes=recipe.invalid_boxes)
 
@@ -78,6 +80,8 @@ def assemble(recipe: Recipe) -> Trainer:
         if distiller is not None:
             distiller.detach()
         raise
+    if findings is not None and findings.findings:
+        findings.show(trainer.monitor.console)
     for summary in summaries:
         dropped = f", {summary.dropped_boxes} invalid ones left out" if summary.dropped_boxes else ""
         trainer.monitor.say(
@@ -89,19 +93,27 @@ def assemble(recipe: Recipe) -> Trainer:
     return trainer
 
 
-def _checked(splits: Sequence[Split], recipe: Recipe, engine: Engine) -> list[SplitSummary]:
-    """Look through the data in the first process; what it finds stops them all."""
+def _checked(splits: Sequence[Split], recipe: Recipe, engine: Engine) -> tuple[list[SplitSummary], DoctorReport | None]:
+    """Look through the data in the first process; what cannot be trained on stops them all."""
     summaries: list[SplitSummary] = []
+    findings = None
     failure: InputError | None = None
     if engine.is_main:
         try:
-            summaries = check_dataset(*splits, invalid_boxes=recipe.invalid_boxes)
+            inspections = inspect_dataset(*splits)
+            summaries = summarise(inspections, recipe.invalid_boxes)
+            findings = diagnose(
+                dict(zip(("train", "val"), inspections, strict=True)),
+                str(recipe.data),
+                invalid_boxes=recipe.invalid_boxes,
+                input_size=recipe.input_size,
+            )
         except InputError as error:
             failure = error
     (message,) = broadcast_object_list([None if failure is None else str(failure)])
     if message is not None:
         raise failure or InputError(message)
-    return summaries
+    return summaries, findings
 
 
 def _model(recipe: Recipe, data: CocoDataset, resumed: bool) -> detectors.Detector:

@@ -19,9 +19,9 @@ def check_device(recipe: Recipe, device: torch.device) -> None:
     """
     if recipe.precision == "fp16" and device.type == "cpu":
         raise InputError("precision fp16 needs an accelerator, and this run is on the CPU; use bf16 or fp32")
-    if recipe.precision == "bf16" and device.type == "cuda":
-        if not torch.cuda.is_bf16_supported(including_emulation=False):
-            raise InputError(f"{torch.cuda.get_device_name(device)} does not compute in bf16; use fp16 or fp32")
+    bf16_on_gpu = recipe.precision == "bf16" and device.type == "cuda"
+    if bf16_on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise InputError(f"{torch.cuda.get_device_name(device)} does not compute in bf16; use fp16 or fp32")
     if recipe.shard and device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
         raise InputError(f"torch {torch.__version__} shards on accelerators only, and this run is on the CPU")
 
@@ -43,7 +43,7 @@ def check_launcher(recipe: Recipe) -> None:
     ]
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if precision not in ("no", recipe.precision):
-        problems.append(f"its mixed precision is {precision}, the recipe's {recipe.precision}: give --precision instead")
+        problems.append(f"its precision is {precision}, the recipe's {recipe.precision}: give --precision instead")
     backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
     if backend != "no" and not recipe.compile:
         problems.append(f"its dynamo backend is {backend}, but the recipe does not compile: give --compile instead")

@@ -27,8 +27,8 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     """Split a module's weights, in place, over the processes of a one-dimensional mesh.
 
     Of a detector that is trained, the stages of the backbone, encoder and decoder gather their weights when they run;
-    every process has to run it, as often as the others. A module without trained parameters, such as an averaged model, is only kept
-    in shards: see `whole`.
+    every process has to run it, as often as the others. A module without trained parameters, such as an averaged model,
+    is only kept in shards: see `whole`.
     """
     if isinstance(model, Detector) and any(parameter.requires_grad for parameter in model.parameters()):
         model.decoder.register_forward_hook(_outlive_the_shards)  # before those that `fully_shard` adds

@@ -68,7 +68,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         centred = values - (sums[0] / count)[:, None, None]
         variance = _over_processes(centred.square().sum((0, 2, 3))) / count
         if self.track_running_stats:
-            self._follow((sums[0] / count).detach(), (variance * count / (count - 1)).detach())
+            self._follow((sums[0] / count).detach(), (variance * count / (count - 1).clamp(min=1)).detach())
         out = centred * (variance + self.eps).rsqrt()[:, None, None]
         if self.affine:
             out = out * self.weight[:, None, None] + self.bias[:, None, None]
@@ -77,7 +77,9 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     @torch.no_grad()
     def _follow(self, mean: Tensor, variance: Tensor) -> None:
         """Move the running statistics; without a momentum they are the mean over all batches."""
-        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         momentum = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean.to(self.running_mean), momentum)
@@ -92,7 +94,7 @@ class _SumOverProcesses(torch.autograd.Function):
         return _all_reduced(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return _all_reduced(gradient)
 
 
