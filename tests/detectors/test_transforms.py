@@ -76,6 +76,16 @@ def test_training_keeps_labels_with_their_boxes(augment: bool, boxes: list[list[
     assert kept >= 60 * len(boxes) * (0.6 if augment else 1)
 
 
+def test_the_strong_transform_is_that_of_the_published_models() -> None:
+    # DEIM and RT-DETRv4, configs/base/deim.yml; ranges that are not named there are torchvision's defaults
+    distortion, zoom, crop, *_, flip, _, _, _, _ = train_transform((64, 64)).transforms
+    assert (distortion.transform.p, distortion.transform.hue) == (0.5, (-0.05, 0.05))
+    assert (zoom.p, zoom.side_range, zoom.fill) == (0.5, (1.0, 4.0), 0)
+    assert crop.p == 0.8
+    assert (crop.transforms[0].crop.min_scale, crop.transforms[0].crop.trials) == (0.3, 40)
+    assert flip.p == 0.5
+
+
 def test_flip_alone_either_mirrors_or_leaves() -> None:
     torch.manual_seed(2)
     transform = train_transform((64, 96), augment=False)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import vfmdistill
 from detectors.evaluation import CocoEvaluator
 from detectors.training import Interrupted, Recipe, assemble, checkpoint, recipe_for, snapshot
+from detectors.training import trainer as trainer_module
 from detectors.training.step import TrainStep
 
 STEPS = 3  # of an epoch: 13 images in batches of 4
@@ -100,6 +101,11 @@ def _fill_disk() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
 
 
+def _sgd(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
+    """Return an optimizer that does not blow up what two ways of rounding make of a gradient that is nearly zero."""
+    return torch.optim.SGD([{**group, "initial_lr": group["lr"]} for group in groups], momentum=0.9)
+
+
 if __name__ == "__main__":
     settings = json.loads(sys.argv[1])
     if moment := settings.pop("kill_at", None):
@@ -110,6 +116,8 @@ if __name__ == "__main__":
     if count := settings.pop("full_at", None):
         _at("full", count, _fill_disk)
     dump = settings.pop("dump", None)
+    if settings.pop("sgd", False):
+        trainer_module.build_optimizer = _sgd  # type: ignore[assignment]
     register_tiny_teacher()
     with assemble(tiny_recipe(**settings)) as trainer:
         try:
@@ -118,8 +126,10 @@ if __name__ == "__main__":
             print(interrupted, file=sys.stderr)
             sys.exit(interrupted.exit_status)
     if dump:
-        tensors = {**trainer.model.state_dict(), **dict(trainer.distiller.named_parameters())}  # type: ignore[union-attr]
-        tensors |= {f"ema.{key}": value for key, value in trainer.average.model.state_dict().items()}
+        injectors = trainer.distiller.named_parameters()  # type: ignore[union-attr]
+        tensors = {**trainer.engine.full_state(trainer.model), **{k: v.detach() for k, v in injectors}}
+        average = trainer.engine.full_state(trainer.average.model)
+        tensors |= {f"ema.{key}": value for key, value in average.items()}
         tensors["weight"] = torch.tensor(trainer.distiller.weight, dtype=torch.float64)  # type: ignore[union-attr]
         tensors["AP"] = torch.tensor(trainer.figures["AP"], dtype=torch.float64)
         save_file({k: v.contiguous() for k, v in tensors.items()}, f"{dump}/{trainer.engine.rank}.safetensors")
