@@ -119,6 +119,7 @@ if __name__ == "__main__":
         main()
     except DistillError as error:
         if isinstance(error, Interrupted):
-            print(error, file=sys.stderr)
+            if str(error):
+                print(error, file=sys.stderr)
             raise SystemExit(error.exit_status) from None
         raise SystemExit(f"error: {error}") from None

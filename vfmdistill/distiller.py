@@ -138,6 +138,7 @@ class Distiller:
         For steps that are given up after `backward()` and before `observe()`; λ learns nothing from them.
         """
         self._awaits_observe = False
+        self._lost = self._lost and self._observed
 
     def update(self) -> Update:
         """Move λ by the shares since the last update, once per epoch in the reference; the same on every process.

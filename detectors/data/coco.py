@@ -40,8 +40,8 @@ class CocoDataset(Dataset[Sample]):
     `difficult` in Pascal VOC; `ground_truth` has them, for the evaluator to pass over.
 
     Every random draw of the transform follows from (seed, epoch, index), whatever the number of workers and the order
-    of the samples, and leaves the caller's random state alone. Call `set_epoch` before each epoch; it also reaches
-    workers that live on between epochs.
+    of the samples, and leaves the caller's random state alone. `set_epoch` begins another epoch, also for workers
+    that live on between epochs; training draws its batches by `Batches` instead.
 
     Args:
         images_dir: the folder that the file names of the annotations are relative to; see `Split`.

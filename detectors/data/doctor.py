@@ -23,7 +23,7 @@ from detectors.data.layout import locate_splits
 from detectors.data.picture_findings import same_pictures, unnamed_files
 from detectors.data.problems import INVALID_BOX_KINDS, InvalidBoxes, Kind, Problem
 from detectors.input_size import InputSize
-from vfmdistill.errors import DistillError
+from vfmdistill.errors import DistillError, InputError
 
 
 class Options(BaseModel):
@@ -59,8 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     report.show(console)
     if options.json_file is not None:
-        options.json_file.parent.mkdir(parents=True, exist_ok=True)
-        options.json_file.write_text(report.to_json(), encoding="utf-8")
+        try:
+            options.json_file.parent.mkdir(parents=True, exist_ok=True)
+            options.json_file.write_text(report.to_json(), encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"cannot write {options.json_file}: {error.strerror}; name another file") from None
     return report.status(options.strict)
 
 

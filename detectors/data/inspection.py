@@ -103,6 +103,8 @@ def inspect_image(path: Path, annotated: Size) -> ImageFacts | tuple[Kind, str]:
     """
     try:
         data = path.read_bytes()
+    except ValueError as error:  # a name that no file can have
+        return Kind.IMAGE_MISSING, f"{path}: {error}"
     except OSError as error:
         return (Kind.IMAGE_UNREADABLE, str(error)) if path.exists() else (Kind.IMAGE_MISSING, f"{path} does not exist")
     file = io.BytesIO(data)

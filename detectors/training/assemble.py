@@ -44,6 +44,8 @@ def assemble(recipe: Recipe) -> Trainer:
     """
     if recipe.data is None:
         raise InputError("the recipe names no data: give the folder of a data set")
+    if recipe.output.exists() and not recipe.output.is_dir():
+        raise InputError(f"the output {recipe.output} is a file; name a folder with --output")
     check_tracker(recipe.tracker)
     engine = Engine(recipe)
     splits = [locate_split(recipe.data, name) for name in ("train", "val")]
@@ -53,7 +55,8 @@ def assemble(recipe: Recipe) -> Trainer:
     if recipe.weights is not None and not resumed and not recipe.weights.exists():
         raise WeightsError(f"there is no file or folder {recipe.weights} to start from.")
     teacher = vfmdistill.Teacher(recipe.teacher, weights=recipe.teacher_weights) if recipe.teacher else None
-    summaries, findings = _checked(splits, recipe, engine)
+    # A resumed run was looked through when it began; that its boxes are still the same is compared.
+    summaries, findings = ([], None) if resumed or not recipe.check_data else _checked(splits, recipe, engine)
     train_data = CocoDataset(*splits[0], invalid_boxes=recipe.invalid_boxes, seed=recipe.seed)
     val_data = CocoDataset(*splits[1], class_names=train_data.class_names, invalid_boxes=recipe.invalid_boxes)
 

@@ -64,9 +64,12 @@ def find_batch_size(
         step = TrainStep(engine, model, model, criterion, distiller, clip_norm=recipe.clip_norm, seed=recipe.seed)
         injectors = [] if distiller is None else [*distiller.parameters()]
         optimizer = torch.optim.AdamW([*model.parameters(), *injectors])
+        parts = engine.world * recipe.accumulate
+        if limit < parts:
+            raise InputError(f"{limit} training images are too few for {parts} parts of a batch; lower --accumulate.")
         images = largest_batch_size(
             lambda images: dry_run(step, optimizer, images=images, heaviest=heaviest, spare=SPARE),
-            limit=limit // (engine.world * recipe.accumulate),
+            limit=limit // parts,
             room=_room(engine) if engine.device.type == "cpu" else None,
         )
     finally:
@@ -77,7 +80,7 @@ def find_batch_size(
         smallest = torch.tensor(images, device=engine.device)
         distributed.all_reduce(smallest, op=distributed.ReduceOp.MIN)
         images = int(smallest)
-    return images * engine.world * recipe.accumulate
+    return images * parts
 
 
 def largest_batch_size(

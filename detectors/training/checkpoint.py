@@ -66,13 +66,14 @@ def _write(folder: Path, name: str, tensors: Mapping[str, Mapping[str, Tensor]],
         (temporary / STATE).write_text(json.dumps(contents, indent=1), encoding="utf-8")
         for path in (*temporary.iterdir(), temporary):
             flush(path)
-        if final.exists():
-            shutil.rmtree(final)
+        if final.exists():  # moved aside first: a folder cannot be replaced by another in one go
+            final.rename(folder / f"{_UNFINISHED}{name}_before")
         temporary.rename(final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     flush(folder)
+    shutil.rmtree(folder / f"{_UNFINISHED}{name}_before", ignore_errors=True)
     return final
 
 
@@ -88,7 +89,10 @@ def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str,
             raise InputError(f"{path} has the format {state['format']}, this version reads {FORMAT}")
         return {part: load_file(path / f"{part}.safetensors") for part in state["parts"]}, state
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise InputError(f"{path} is not a complete checkpoint: {type(error).__name__}: {error}") from None
+        raise InputError(
+            f"{path} is not a complete checkpoint: {type(error).__name__}: {error}. Restore it, or remove the folder: "
+            "the one before it is used then."
+        ) from None
 
 
 def epoch_name(epoch: int, step: int | None = None) -> str:

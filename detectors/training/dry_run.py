@@ -115,7 +115,7 @@ def dry_run(
         raise OutOfMemory(
             f"{_described(images, heaviest)} do not fit into the memory of {device}: {failure} "
             "Lower --batch-size, or raise --accumulate to take it in more parts; --precision bf16 and a smaller "
-            "--input-size need less too."
+            "--input-size need less too. Only the fullest images together are that heavy: --no-dry-run goes without."
         )
     return DryRun(images, heaviest, time.perf_counter() - started, peak.bytes, total)
 

@@ -44,7 +44,10 @@ def peak_memory() -> Peak | None:
 
 
 def command() -> str:
-    """Return the words that this process was started with, quoted for a shell."""
+    """Return the words that this process was started with, quoted for a shell.
+
+    Of several processes, those of the launcher before them are not known here; they are started alike.
+    """
     return shlex.join(sys.orig_argv)
 
 

@@ -10,7 +10,7 @@ from vfmdistill.errors import DistillError
 
 
 class Interrupted(DistillError):  # noqa: N818 - the run did as it was told
-    """A run was stopped by a signal, after it saved everything; the message says how to go on.
+    """A run was stopped by a signal, after it saved everything; the first process's message says how to go on.
 
     Attributes:
         signal: number of the signal.

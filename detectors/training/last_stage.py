@@ -2,7 +2,8 @@
 
 The rule of D-FINE (arXiv 2410.13842) that DEIM and RT-DETRv4 kept: at the start of the last stage the best checkpoint
 is loaded and the average's decay begins anew; after an epoch that does not improve it is loaded again, the decay is
-lowered a little, and the next epoch has nothing to beat.
+lowered a little, and the next epoch has nothing to beat. (Their averages take the decay once, when they are made, so in
+their runs the new ones had no effect: `ema_restart_decay` None does what ran.)
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class LastStage:
         if not snapshot.restart(trainer):
             trainer.monitor.say("last stage: no epoch was evaluated before it, so the weights stay as they are")
             return
-        trainer.average.decay = recipe.ema_restart_decay
+        if recipe.ema_restart_decay is not None:
+            trainer.average.decay = recipe.ema_restart_decay
         trainer.monitor.say(
             f"last stage: going on from the best epoch so far, {self.best_epoch}, averaging with decay "
             f"{trainer.average.decay:g}"
@@ -54,7 +56,8 @@ class LastStage:
         elif trainer.in_last_stage and trainer.recipe.reload_best and epoch + 1 < trainer.recipe.epochs:
             self._to_beat = -1.0
             if snapshot.restart(trainer):
-                trainer.average.decay -= LOWERED_BY
+                if trainer.recipe.ema_restart_decay is not None:
+                    trainer.average.decay -= LOWERED_BY
                 trainer.monitor.say(
                     f"epoch {epoch} did not improve: back to epoch {self.best_epoch}, averaging with decay "
                     f"{trainer.average.decay:g}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -76,7 +76,7 @@ class TrainLoader:
             generator=torch.Generator(),  # for the seeds of the workers, which draw nothing from them
         )
         step: list[Batch] = []
-        for images, targets in loader:
+        for images, targets in plainly(loader):
             step.append((images, targets))
             if len(step) == parts:
                 yield step
@@ -100,6 +100,19 @@ def val_loader(data: CocoDataset, recipe: Recipe, accelerator: Accelerator) -> D
         worker_init_fn=_outlive_signals,
         generator=torch.Generator(),
     )
+
+
+def plainly(loader: Iterable[Batch]) -> Iterator[Batch]:
+    """Yield a loader's batches; what is wrong with a sample is said in the words of whoever found it.
+
+    Raises:
+        InputError: as in a worker, without the worker's stack around it.
+    """
+    try:
+        yield from loader
+    except InputError as error:
+        *stack, last = str(error).rstrip().splitlines()
+        raise InputError(last.partition(f"{InputError.__name__}: ")[2] if stack else last) from None
 
 
 def _batch_size(recipe: Recipe) -> int:

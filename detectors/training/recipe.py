@@ -92,7 +92,12 @@ class Recipe(BaseModel):
     ema_decay: float = Field(0.9999, gt=0, lt=1, description="decay of the averaged weights")
     ema_warmup_steps: int = Field(1000, ge=1, description="time constant of the average's warm-up, in steps")
     reload_best: bool = Field(True, description="begin the last stage, and its epochs after a failure, with the best")
-    ema_restart_decay: float = Field(0.9999, gt=0, lt=1, description="decay of the average in the last stage")
+    ema_restart_decay: float | None = Field(
+        0.9999,
+        gt=0,
+        lt=1,
+        description="decay of the average in the last stage, lowered at every return; null: as before",
+    )
 
     # The run itself
     seed: int = Field(0, ge=0, description="seed of weights, data order, augmentation and denoising")
@@ -108,6 +113,7 @@ class Recipe(BaseModel):
     save_every: PositiveInt | None = Field(None, description="steps between checkpoints inside an epoch; None: none")
     log_every: int = Field(20, ge=1, description="steps between two reads of the losses from the device")
     max_bad_steps: int = Field(10, ge=1, description="steps in a row without a finite gradient that end the run")
+    check_data: bool = Field(True, description="look at every image and box before a new run")
     dry_run: bool = Field(True, description="try the largest batch before the first epoch")
     tracker: Literal["wandb"] | None = Field(None, description="service that gets the curves besides TensorBoard")
 
@@ -122,7 +128,7 @@ class Recipe(BaseModel):
     @classmethod
     def _exists(cls, name: str) -> str:
         if name not in CATALOG:
-            raise ValueError("is no detector; detectors.list_models() lists all")
+            raise ValueError(str(unknown_name("model", name, CATALOG, "detectors.list_models() lists all.")))
         return name
 
     @field_validator("teacher")
@@ -157,14 +163,15 @@ class Recipe(BaseModel):
         published = PUBLISHED[self.model]
         derived = published.stages.scaled(published.epochs, self.epochs)
         plain_from = derived.plain_from if self.plain_epochs is None else self.epochs - self.plain_epochs
+
+        def boundary(given: int | None, derived: int) -> int:
+            return min(derived, plain_from) if given is None else given
+
         return Stages(
-            *(
-                min(boundary, plain_from) if given is None else given
-                for boundary, given in zip(
-                    derived[:3], (self.augmented_from, self.dense_until, self.flat_until), strict=True
-                )
-            ),
-            plain_from,
+            augmented_from=boundary(self.augmented_from, derived.augmented_from),
+            dense_until=boundary(self.dense_until, derived.dense_until),
+            flat_until=boundary(self.flat_until, derived.flat_until),
+            plain_from=plain_from,
         )
 
     def augmentation(self, epoch: int) -> Augmentation:
@@ -211,9 +218,10 @@ def recipe_for(model: str = "rtdetrv4_s", **overrides: Any) -> Recipe:
 
 def sentences(error: Any) -> str:
     """Return one line per rejected field of a pydantic error: field, what was given, what was expected."""
-    lines = []
+    wanted: dict[tuple[str, str], list[str]] = {}
     for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"]) or "recipe"
+        # What follows the field's name are the alternatives that it may be.
+        field = str(item["loc"][0]) if item["loc"] else "recipe"
         given = "" if isinstance(item["input"], Recipe) or not item["loc"] else f" (given: {item['input']!r})"
-        lines.append(f"{where}: {item['msg'].removeprefix('Value error, ')}{given}")
-    return "; ".join(lines)
+        wanted.setdefault((field, given), []).append(item["msg"].removeprefix("Value error, "))
+    return "; ".join(f"{field}: {' or '.join(messages)}{given}" for (field, given), messages in wanted.items())

@@ -21,7 +21,7 @@ _OWN = {"data", "output", "resume", "device", "workers", "keep_checkpoints", "sa
 
 def bad_steps(run: RunFiles) -> Html:
     """Return which epochs had steps without a finite gradient, and how to replay those that were kept."""
-    dumps = sorted(path for path in (run.folder / "bad_steps").glob("*") if path.is_dir())
+    dumps = sorted(path for path in (run.folder / "bad_steps").glob("rank_*/step_*") if path.is_dir())
     rows = [(str(epoch), str(number)) for epoch, number in run.bad_steps.items()]
     commands = [shlex.join(["python", "-m", "detectors.training.replay", str(path)]) for path in dumps]
     return section(

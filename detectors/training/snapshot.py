@@ -39,6 +39,7 @@ _FREE = {
     "save_every",
     "log_every",
     "max_bad_steps",
+    "check_data",
     "dry_run",
     "tracker",
 }
@@ -218,8 +219,8 @@ def _check_fits(trainer: Trainer, state: dict[str, Any], path: Path) -> None:
     for key in sorted((now.keys() | state["recipe"].keys()) - _FREE):
         if (stored := state["recipe"].get(key)) != now.get(key):
             problems.append(f"{key}: the checkpoint has {stored!r}, now {now.get(key)!r}")
-    if (stored := state["processes"]) != (given := trainer.engine.world):
-        problems.append(f"processes: the checkpoint has {stored}, now {given}")
+    if (processes := state["processes"]) != trainer.engine.world:
+        problems.append(f"processes: the checkpoint has {processes}, now {trainer.engine.world}")
     if state["data"] != trainer.data_digest:
         problems.append("data: the training images or boxes are others than the checkpoint's")
     if problems:

@@ -56,8 +56,8 @@ class TrainStep:
     Where a prediction, a loss or the gradient is not finite in any process, no process moves its weights, and running
     statistics are put back to what they were.
 
-    Accumulated from parts, a step gives the gradients, the share and λ of the whole batch, up to the batch norms, which
-    see a part at a time. The losses of matched boxes are divided by numbers that are only known once the last part has
+    Accumulated from parts, a step gives the gradients, the share and λ of the whole batch, but for two things that see
+    a part at a time: batch norms, and the denoising queries, whose number of groups and noise are drawn for it. The losses of matched boxes are divided by numbers that are only known once the last part has
     been matched: every part of a detector with union matching or edge distributions runs forward twice, the first time
     without gradients.
 
@@ -181,12 +181,12 @@ class TrainStep:
         """
         finite = torch.stack([torch.stack(list(outcome.losses.values())).sum(), norm.to(self.engine.device)]).isfinite()
         losses_finite, norm_finite = finite.tolist()
+        # A loss that is not finite in one process makes the gradient so in all.
+        bad_losses, bad_norm = self.engine.agree(not losses_finite, not norm_finite)
         outcome.searching = is_scale_search(
-            losses_finite=losses_finite, norm_finite=norm_finite, scale=self.engine.scale
+            losses_finite=not bad_losses, norm_finite=not bad_norm, scale=self.engine.scale
         )
-        bad, searching = self.engine.agree(not (losses_finite and norm_finite), outcome.searching)
-        outcome.searching = searching
-        if bad and not searching:
+        if (bad_losses or bad_norm) and not outcome.searching:
             raise _NotFiniteError("" if losses_finite and norm_finite else _reason(outcome, norm_finite))
 
 

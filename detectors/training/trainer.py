@@ -13,9 +13,9 @@ from detectors.data.coco import CocoDataset
 from detectors.detector import Detector
 from detectors.losses.criterion import Criterion
 from vfmdistill import Distiller, GradientModulator
-from vfmdistill.errors import InputError
+from vfmdistill.errors import DistillError, InputError
 
-from . import environment, snapshot
+from . import environment, run_file, snapshot
 from .bad_steps import BadSteps, TooManyBadSteps
 from .checkpoint import newest_checkpoint
 from .dry_run import dry_run, heaviest_images
@@ -140,6 +140,8 @@ class Trainer:
         newest = newest_checkpoint(self.checkpoints)
         if newest is None and self.recipe.resume and not self.recipe.output.is_dir():
             raise InputError(f"nothing to resume: there is no folder {self.recipe.output}")
+        if newest is None and self.recipe.resume and not _may_begin(self.recipe.output):
+            raise InputError(f"nothing to resume: {self.recipe.output} holds other things than a run")
         if newest is not None:
             if not self.recipe.resume:
                 raise InputError(
@@ -158,17 +160,19 @@ class Trainer:
         introduce(self)
         if self.recipe.dry_run and self.step == 0:
             self._try_heaviest()
-        try:
-            with self._stop:
+        with self._stop:  # until the report is written, too
+            try:
                 for epoch in range(self.epoch, self.recipe.epochs):
                     self._train_epoch(epoch)
                     evaluated = (epoch + 1) % self.recipe.evaluate_every == 0 or epoch + 1 == self.recipe.epochs
                     saved = self._finish_epoch(epoch, self.evaluate() if evaluated else {})
                     if epoch + 1 < self.recipe.epochs:
                         self._stop_if_asked(saved)
-        except (Interrupted, TooManyBadSteps):
-            self._report(finished=False)
-            raise
+            except (Interrupted, TooManyBadSteps) as ended:
+                self._report(finished=False)
+                if isinstance(ended, Interrupted):  # a launcher ends the first process as soon as another has ended
+                    self.engine.accelerator.wait_for_everyone()
+                raise
         if self.engine.is_main:
             snapshot.export(self)
             snapshot.clear(self)
@@ -223,6 +227,7 @@ class Trainer:
             return
         weights = self.engine.full_state(self.model) if self.recipe.shard else None  # all processes together
         if not outcome.reason:
+            self.monitor.say(f"step {self.step} is left out: it was not finite in another process")
             self.bad_steps.skip(self.step)
             return
         dump = self.bad_steps.record(
@@ -241,6 +246,10 @@ class Trainer:
         self.engine.accelerator.wait_for_everyone()
         number = self._stop.received or signal.SIGTERM  # another process got it
         again = environment.command() + ("" if self.recipe.resume else " --resume")
+        if self.engine.world > 1:
+            again = f"{self.engine.world} processes, started by the same launcher, of {again}"
+        if not self.engine.is_main:
+            raise Interrupted("", number)  # the first process says it
         raise Interrupted(
             f"stopped by {signal.Signals(number).name} after step {self.step}; everything is in {saved}. "
             f"Go on with: {again}",
@@ -277,6 +286,14 @@ class Trainer:
             self.last_stage.judge(self, epoch, evaluation["AP"])
         saved = snapshot.save_epoch(self, improved=improved)
         if evaluation and self.engine.is_main:
-            write_report(self.recipe.output)
+            try:
+                write_report(self.recipe.output)
+            except (DistillError, OSError) as error:  # no reason to end a run
+                self.monitor.say(f"no report yet: {error}")
         self.engine.accelerator.wait_for_everyone()
         return saved
+
+
+def _may_begin(folder: Path) -> bool:
+    """Whether a run can begin in a folder: it holds the beginning of one, or nothing."""
+    return (folder / run_file.NAME).exists() or not any(folder.iterdir())

@@ -13,7 +13,7 @@ from detectors.evaluation import CocoEvaluator
 from detectors.postprocess import postprocess
 
 from .engine import Engine
-from .loaders import val_loader
+from .loaders import plainly, val_loader
 from .recipe import Recipe
 
 
@@ -46,7 +46,7 @@ class Validation:
         """
         self.evaluator.reset()
         with self._engine.whole(model) as whole:
-            for number, (images, targets) in enumerate(self._loader):
+            for number, (images, targets) in enumerate(plainly(self._loader)):
                 outputs = whole(images.to(self._engine.device))
                 sizes = [tuple(target["orig_size"].tolist()) for target in targets]
                 self.evaluator.process([int(target["image_id"]) for target in targets], postprocess(outputs, sizes))

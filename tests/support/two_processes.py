@@ -35,8 +35,9 @@ def recipe(**settings: Any) -> Recipe:
 def detector(seed: int = 0, **options: Any) -> detectors.Detector:
     """Return a detector of milliseconds, in training mode. In float64: rounding decides nothing that is compared."""
     sizes: dict[str, Any] = {
-        "backbone": "test_resnet", "backbone_stages": (3, 4), "encoder_dim": 16, "encoder_heads": 2, "encoder_feedforward": 16, "encoder_depth": 0.34, "decoder_dim": 16,
-        "decoder_heads": 2, "decoder_feedforward": 16, "decoder_layers": 2, "num_queries": 10, "num_denoising": 0,
+        "backbone": "test_resnet", "backbone_stages": (3, 4), "encoder_dim": 16, "encoder_heads": 2,
+        "encoder_feedforward": 16, "encoder_depth": 0.34, "decoder_dim": 16, "decoder_heads": 2,
+        "decoder_feedforward": 16, "decoder_layers": 2, "num_queries": 10, "num_denoising": 0,
     }  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -194,10 +195,10 @@ def resumed(**settings: Any) -> Named:
 
 
 def overflow(**settings: Any) -> Named:
-    """Step in fp16 where the gradient overflows in one process, then where it does not."""
+    """Step in fp16 where a shard of the gradient overflows in one process, then where none does."""
     engine_module.check_device = lambda *_: None  # the CPU has no fp16, but can scale losses all the same
     run = Run(precision="fp16", **settings)
-    before = run.tensors()
+    before = {name: local(parameter).clone() for name, parameter in run.model.named_parameters()}
     run.engine.load_scaler_state({**run.engine.scaler_state(), "scale": 1024.0})
     scales, moved = [], []
     for overflows in (True, False):
@@ -208,7 +209,8 @@ def overflow(**settings: Any) -> Named:
         run.engine.step()
         run.engine.zero_grad()
         scales.append(run.engine.scale)
-        moved.append(any(not torch.equal(before[name], value) for name, value in run.tensors().items()))
+        now = run.model.named_parameters()
+        moved.append(any(not torch.equal(before[name], local(parameter)) for name, parameter in now))
     return {"scales": torch.tensor(scales), "moved": torch.tensor(moved), "norm": norm}
 
 

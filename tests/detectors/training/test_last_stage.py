@@ -53,6 +53,14 @@ def test_when_it_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run.epoch(7, 0.1) == [0.9996]  # no use after the last epoch
 
 
+def test_the_decay_can_stay_as_it_did_in_the_authors_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(monkeypatch)
+    run.recipe.ema_restart_decay = None
+    for epoch, precision in enumerate((0.1, 0.3, 0.2)):
+        run.epoch(epoch, precision)
+    assert run.epoch(3, 0.25) == ["λ rests", 1, 1, 0.9999]
+
+
 def test_its_state_goes_into_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(monkeypatch)
     for epoch, precision in enumerate((0.1, 0.3, 0.2, 0.25)):

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 from support.tiny_run import tiny_recipe
+from torch.utils.data import DataLoader, Dataset
 
 from detectors.data.augmentation import Augmentation
 from detectors.data.batches import Batch
 from detectors.data.coco import CocoDataset
 from detectors.data.layout import locate_split
-from detectors.training.loaders import TrainLoader, val_loader
+from detectors.training.loaders import TrainLoader, plainly, val_loader
 from detectors.training.recipe import Recipe
 from vfmdistill.errors import InputError
 
@@ -157,3 +158,18 @@ def test_batches_must_fit_processes_and_parts(data: CocoDataset) -> None:
         TrainLoader(data, recipe(batch_size=16), processes())
     with pytest.raises(InputError, match="batch_size is 'auto'; loaders need a number"):
         TrainLoader(data, recipe(batch_size="auto"), processes())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_sample_that_fails_is_named_without_the_workers_stack(workers: int) -> None:
+    class Broken(Dataset[Batch]):
+        def __getitem__(self, index: int) -> Batch:
+            raise InputError("cats/4.jpg cannot be read: truncated")
+
+        def __len__(self) -> int:
+            return 2
+
+    loader = DataLoader(Broken(), batch_size=None, num_workers=workers)
+    with pytest.raises(InputError) as caught:
+        list(plainly(loader))
+    assert str(caught.value) == "cats/4.jpg cannot be read: truncated"

@@ -87,7 +87,7 @@ def test_unknown_field_and_model_name_the_nearest() -> None:
         recipe_for("rtdetrv4_s", epoch=3)
     with pytest.raises(UnknownNameError, match="rtdetrv4_s"):
         recipe_for("rtdetrv4s")
-    with pytest.raises(ValidationError, match="is no detector"):
+    with pytest.raises(ValidationError, match="rtdetrv4_s"):
         Recipe(model="rtdetrv4s")
 
 
@@ -112,3 +112,9 @@ def test_window_and_stages_that_cannot_be() -> None:
 def test_weights_of_the_detector_and_of_its_backbone_exclude_each_other() -> None:
     with pytest.raises(InputError, match="leave out backbone_weights"):
         recipe_for("rtdetrv4_s", weights="detector.pth", backbone_weights="backbone.pth")
+
+
+def test_one_field_is_one_sentence_whatever_it_may_be() -> None:
+    with pytest.raises(InputError) as caught:
+        recipe_for("rtdetrv4_s", batch_size=0)
+    assert str(caught.value) == "batch_size: Input should be greater than 0 or Input should be 'auto' (given: 0)"

@@ -64,10 +64,10 @@ def test_settings_of_another_version_are_shown_without_stages(tmp_path: Path) ->
 def test_bad_steps_are_counted_by_epoch_and_can_be_replayed(tmp_path: Path) -> None:
     begin_run(tmp_path / "my run", facts())
     write_run(tmp_path / "my run", [epoch_line(e, bad_steps=n) for e, n in enumerate((0, 2, 2, 5))])
-    (tmp_path / "my run" / "bad_steps" / "step_00000012_rank0").mkdir(parents=True)
+    (tmp_path / "my run" / "bad_steps" / "rank_0" / "step_00000012").mkdir(parents=True)
     page = open_report(tmp_path / "my run")
     assert [node.text for node in page.all("div") if node.text.startswith("bad steps")] == ["bad steps5left out"]
     assert page.section("Bad steps").rows() == [["1", "2"], ["3", "3"]]
     (command,) = page.section("Bad steps").all("pre")
-    assert command.text == f"python -m detectors.training.replay '{tmp_path}/my run/bad_steps/step_00000012_rank0'"
+    assert command.text == f"python -m detectors.training.replay '{tmp_path}/my run/bad_steps/rank_0/step_00000012'"
     assert len(list(page.figure("Loss, all parts together").all("path", "bad"))) == 2
