@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
-from typing import Any, TypeVar
+from inspect import signature
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import Tensor, distributed, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from vfmdistill.errors import DistillError, InputError
@@ -21,6 +21,9 @@ from .compiled import compile_parts
 from .launch_checks import check_device, check_launcher
 from .recipe import Recipe
 from .sync_batch_norm import synchronise_batch_norms
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 Model = TypeVar("Model", bound=nn.Module)
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -67,6 +70,8 @@ class Engine:
         self._dtype = DTYPES[recipe.precision]
         self._mesh: DeviceMesh | None = None
         if recipe.shard and self.world > 1:
+            from torch.distributed.device_mesh import init_device_mesh
+
             self._mesh = init_device_mesh(self.device.type, (self.world,))
         self._scaler = torch.amp.GradScaler(self.device.type) if recipe.precision == "fp16" else None
         self._unscaled = False  # gradients, since the last step
@@ -108,14 +113,17 @@ class Engine:
             return model, optimizer
         if self.world == 1:
             return model, optimizer
+        # Statistics are the same everywhere, or shared when they are needed. Newer versions of torch rename the setting.
+        known = signature(DistributedDataParallel).parameters
+        setting = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         network = DistributedDataParallel(
             model,
             device_ids=None if self.device.type == "cpu" else [self.device],
-            broadcast_buffers=False,
             # A batch without boxes leaves the denoising embedding without a gradient, on that process only.
             find_unused_parameters=True,
             # That also moves its messages, whose order among those of the batch norms would differ then.
             process_group=distributed.new_group(),
+            **{setting: False},
         )
         return network, optimizer
 

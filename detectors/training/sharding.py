@@ -6,19 +6,21 @@ as the injectors' parameters, so everything that computes on shards does it on t
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from detectors.detector import Detector
 
 from .checkpoint import load_optimizer_tensors, optimizer_tensors
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -30,7 +32,12 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     every process has to run it, as often as the others. A module without trained parameters, such as an averaged model,
     is only kept in shards: see `whole`.
     """
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import Shard, distribute_tensor
+
     if isinstance(model, Detector) and any(parameter.requires_grad for parameter in model.parameters()):
+        # It means outputs that are views, which must not be changed in place. Here nothing does.
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
         model.decoder.register_forward_hook(_outlive_the_shards)  # before those that `fully_shard` adds
         parts = (*model.backbone.children(), model.encoder, model.decoder)
         for part in (*(part for part in parts if any(True for _ in part.parameters())), model):
@@ -52,7 +59,7 @@ def whole(model: Model) -> Iterator[Model]:
         (owner, name, parameter)
         for owner in model.modules()
         for name, parameter in owner.named_parameters(recurse=False)
-        if isinstance(parameter, DTensor)
+        if _in_shards(parameter)
     ]
     try:
         for owner, name, parameter in shards:
@@ -63,9 +70,13 @@ def whole(model: Model) -> Iterator[Model]:
             owner.register_parameter(name, parameter)
 
 
+def _in_shards(tensor: Any) -> TypeGuard[DTensor]:
+    return hasattr(tensor, "to_local")  # the class itself takes seconds to import
+
+
 def local(tensor: Tensor) -> Tensor:
     """Return this process's part of a tensor in shards, sharing its memory, and other tensors as they are."""
-    if isinstance(tensor, DTensor):
+    if _in_shards(tensor):
         part: Tensor = tensor.detach().to_local()
         return part
     return tensor
@@ -78,7 +89,7 @@ def local_state(module: nn.Module) -> dict[str, Tensor]:
 
 def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return whole tensors. Every process has to call it."""
-    return {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in tensors.items()}
+    return {name: value.full_tensor() if _in_shards(value) else value for name, value in tensors.items()}
 
 
 def scattered(tensors: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -89,9 +100,9 @@ def scattered(tensors: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> di
 @torch.no_grad()
 def total_norm(gradients: Sequence[Tensor]) -> Tensor:
     """Return the L2 norm of all gradients together, 0-dim. If any is in shards, every process has to call it."""
-    whole_ones = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
+    whole_ones = [gradient for gradient in gradients if not _in_shards(gradient)]
     norm = nn.utils.get_total_norm(whole_ones)
-    shards = [gradient for gradient in gradients if isinstance(gradient, DTensor)]
+    shards = [gradient for gradient in gradients if _in_shards(gradient)]
     if not shards:
         return norm
     square = nn.utils.get_total_norm([local(gradient) for gradient in shards]).square()
@@ -111,7 +122,7 @@ class LocalParameters:
         self._local: dict[str, nn.Parameter] = {}
         for group in optimizer.param_groups:
             for index, (name, parameter) in enumerate(zip(group["names"], group["params"], strict=True)):
-                if isinstance(parameter, DTensor):
+                if _in_shards(parameter):
                     self._shards[name] = parameter
                     self._local[name] = group["params"][index] = nn.Parameter(local(parameter))
 
@@ -129,6 +140,8 @@ class LocalParameters:
 
     def gathered(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         """Return what `checkpoint.optimizer_tensors` gives for whole parameters. Every process has to call it."""
+        from torch.distributed.tensor import DTensor
+
         state = {}
         for key, value in optimizer_tensors(optimizer).items():
             shards = self._of(key)
@@ -151,8 +164,10 @@ class LocalParameters:
 
 
 def _scatter(tensor: Tensor, place: Tensor | None) -> Tensor:
-    if not isinstance(place, DTensor):
+    if not _in_shards(place):
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(tensor.to(place.device), place.device_mesh, place.placements)
 
 

@@ -57,9 +57,9 @@ class TrainStep:
     statistics are put back to what they were.
 
     Accumulated from parts, a step gives the gradients, the share and λ of the whole batch, but for two things that see
-    a part at a time: batch norms, and the denoising queries, whose number of groups and noise are drawn for it. The losses of matched boxes are divided by numbers that are only known once the last part has
-    been matched: every part of a detector with union matching or edge distributions runs forward twice, the first time
-    without gradients.
+    a part at a time: batch norms, and the denoising queries, whose number of groups and noise are drawn for it. The
+    losses of matched boxes are divided by numbers that are only known once the last part has been matched: every part
+    of a detector with union matching or edge distributions runs forward twice, the first time without gradients.
 
     Args:
         engine: devices and processes.

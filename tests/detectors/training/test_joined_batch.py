@@ -27,17 +27,20 @@ def run(launcher: list[str], program: str, *words: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("shard", [False, True], ids=["DDP", "FSDP2"])
+@pytest.mark.parametrize(
+    "shard", [pytest.param(False, id="DDP"), pytest.param(True, id="FSDP2", marks=pytest.mark.slow)]
+)
 def test_a_run_of_21_steps(toy: Path, tmp_path: Path, shard: bool) -> None:
     """Weights to 1e-5, λ the same to the last bit on both ranks.
 
     Denoising is off: how many groups of queries it has depends on the images that a process takes together. And AdamW
     is replaced by SGD: it takes a step of the learning rate in the direction of any gradient, be it nothing but the
-    rounding error of zero.
+    rounding error of zero. Maps of 4 × 4 cells keep the batch norms from dividing by next to nothing.
     """
     settings: dict[str, Any] = {
-        "data": str(toy), "epochs": 7, "plain_epochs": 2, "dense_until": 3, "multi_scale": 2, "num_denoising": 0,
-        "learning_rate": 0.02, "backbone_learning_rate": 0.02, "evaluate_every": 7, "ema_decay": 0.5, "sgd": True,
+        "data": str(toy), "epochs": 7, "plain_epochs": 2, "dense_until": 3, "num_denoising": 0, "input_size": 128,
+        "learning_rate": 3e-4, "backbone_learning_rate": 3e-4, "evaluate_every": 7, "ema_decay": 0.5, "sgd": True,
+        "rho": 2.0, "delta": 0.1,
     }  # fmt: skip
     for name, launcher in (("one", []), ("two", TORCHRUN)):
         (tmp_path / name).mkdir()
@@ -46,15 +49,16 @@ def test_a_run_of_21_steps(toy: Path, tmp_path: Path, shard: bool) -> None:
     one, first, second = (load_file(tmp_path / f"{name}.safetensors") for name in ("one/0", "two/0", "two/1"))
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
     for name, value in one.items():
-        if name not in ("AP", "weight") and value.is_floating_point():
+        if name not in ("AP", "weight") and "running" not in name and value.is_floating_point():
             torch.testing.assert_close(first[name], value, rtol=0, atol=1e-5, msg=name)
-    assert first["weight"].item() == pytest.approx(one["weight"].item(), rel=1e-3)
     lines = [
         [json.loads(line) for line in (tmp_path / name / "run/metrics.jsonl").read_text().splitlines()]
         for name in ("one", "two")
     ]
-    assert [line["share"] for line in lines[1]] == pytest.approx([line["share"] for line in lines[0]], rel=1e-3)
-    assert len({line["weight"] for line in lines[0]}) > 1
+    assert [line["share"] for line in lines[1]] == pytest.approx([line["share"] for line in lines[0]], rel=5e-3)
+    weights = [[line["weight"] for line in run] for run in lines]
+    assert weights[1] == pytest.approx(weights[0], rel=1e-2)
+    assert len(set(weights[0])) > 1
     moved = max(abs(line["loss_mal"] - lines[0][0]["loss_mal"]) for line in lines[0])
     assert moved > 0.01
 
