@@ -113,9 +113,10 @@ class Engine:
             return model, optimizer
         if self.world == 1:
             return model, optimizer
-        # Statistics are the same everywhere, or shared when they are needed. Newer versions of torch rename the setting.
+        # Statistics are the same everywhere, or shared when they are needed. Newer versions of torch rename the option.
         known = signature(DistributedDataParallel).parameters
-        setting = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        unsynchronised: dict[str, Any] = {option: False}
         network = DistributedDataParallel(
             model,
             device_ids=None if self.device.type == "cpu" else [self.device],
@@ -123,7 +124,7 @@ class Engine:
             find_unused_parameters=True,
             # That also moves its messages, whose order among those of the batch norms would differ then.
             process_group=distributed.new_group(),
-            **{setting: False},
+            **unsynchronised,
         )
         return network, optimizer
 

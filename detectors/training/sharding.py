@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -20,7 +20,6 @@ from .checkpoint import load_optimizer_tensors, optimizer_tensors
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
-    from torch.distributed.tensor import DTensor
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -55,7 +54,7 @@ def whole(model: Model) -> Iterator[Model]:
 
     Only entering needs all processes: inside, each runs the module by itself and as often as it likes.
     """
-    shards = [
+    shards: list[tuple[nn.Module, str, Any]] = [
         (owner, name, parameter)
         for owner in model.modules()
         for name, parameter in owner.named_parameters(recurse=False)
@@ -70,16 +69,15 @@ def whole(model: Model) -> Iterator[Model]:
             owner.register_parameter(name, parameter)
 
 
-def _in_shards(tensor: Any) -> TypeGuard[DTensor]:
+def _in_shards(tensor: Any) -> bool:
     return hasattr(tensor, "to_local")  # the class itself takes seconds to import
 
 
 def local(tensor: Tensor) -> Tensor:
     """Return this process's part of a tensor in shards, sharing its memory, and other tensors as they are."""
-    if _in_shards(tensor):
-        part: Tensor = tensor.detach().to_local()
-        return part
-    return tensor
+    whole_or_part: Any = tensor
+    local_part: Tensor = whole_or_part.detach().to_local() if _in_shards(tensor) else tensor
+    return local_part
 
 
 def local_state(module: nn.Module) -> dict[str, Tensor]:
@@ -87,7 +85,7 @@ def local_state(module: nn.Module) -> dict[str, Tensor]:
     return {name: local(value) for name, value in module.state_dict().items()}
 
 
-def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def gathered(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return whole tensors. Every process has to call it."""
     return {name: value.full_tensor() if _in_shards(value) else value for name, value in tensors.items()}
 
@@ -102,7 +100,7 @@ def total_norm(gradients: Sequence[Tensor]) -> Tensor:
     """Return the L2 norm of all gradients together, 0-dim. If any is in shards, every process has to call it."""
     whole_ones = [gradient for gradient in gradients if not _in_shards(gradient)]
     norm = nn.utils.get_total_norm(whole_ones)
-    shards = [gradient for gradient in gradients if _in_shards(gradient)]
+    shards: list[Any] = [gradient for gradient in gradients if _in_shards(gradient)]
     if not shards:
         return norm
     square = nn.utils.get_total_norm([local(gradient) for gradient in shards]).square()
@@ -163,7 +161,7 @@ class LocalParameters:
         return None if slot == "step" else self._shards.get(name)
 
 
-def _scatter(tensor: Tensor, place: Tensor | None) -> Tensor:
+def _scatter(tensor: Tensor, place: Any) -> Tensor:
     if not _in_shards(place):
         return tensor
     from torch.distributed.tensor import distribute_tensor
@@ -193,5 +191,5 @@ class _Reaching(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
         return gradient, *(torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in ctx.like)
