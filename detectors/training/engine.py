@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from inspect import signature
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from vfmdistill.errors import DistillError, InputError
@@ -21,9 +22,6 @@ from .compiled import compile_parts
 from .launch_checks import check_device, check_launcher
 from .recipe import Recipe
 from .sync_batch_norm import synchronise_batch_norms
-
-if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
 
 Model = TypeVar("Model", bound=nn.Module)
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -70,8 +68,6 @@ class Engine:
         self._dtype = DTYPES[recipe.precision]
         self._mesh: DeviceMesh | None = None
         if recipe.shard and self.world > 1:
-            from torch.distributed.device_mesh import init_device_mesh
-
             self._mesh = init_device_mesh(self.device.type, (self.world,))
         self._scaler = torch.amp.GradScaler(self.device.type) if recipe.precision == "fp16" else None
         self._unscaled = False  # gradients, since the last step

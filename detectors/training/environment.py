@@ -15,6 +15,8 @@ from torch import distributed
 
 from vfmdistill.version import __version__
 
+from .memory import high_water_mark
+
 # Whatever can change what a run computes or how fast it does.
 _PACKAGES = (
     "torch", "torchvision", "accelerate", "timm", "open-clip-torch", "einops", "numpy", "scipy", "pillow", "pydantic",
@@ -35,12 +37,8 @@ def peak_memory() -> Peak | None:
     """Return the peak of the CUDA memory if any was used, else of the process's; None where neither can be known."""
     if torch.cuda.is_available() and torch.cuda.is_initialized() and (allocated := torch.cuda.max_memory_allocated()):
         return Peak(allocated, "CUDA")
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return Peak(peak if sys.platform == "darwin" else peak * 1024, "process")
+    peak = high_water_mark()
+    return None if peak is None else Peak(peak, "process")
 
 
 def command() -> str:

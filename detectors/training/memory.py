@@ -39,7 +39,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self._device)
         elif self._device.type == "cpu":
             _lower_mark()
-            self._before = _high_water_mark()
+            self._before = high_water_mark()
         return self
 
     def __exit__(
@@ -48,7 +48,7 @@ class PeakMemory:
         if self._device.type == "cuda":
             self.bytes = torch.cuda.max_memory_reserved(self._device)
         elif self._before is not None:
-            self.bytes = (_high_water_mark() or 0) - self._before
+            self.bytes = (high_water_mark() or 0) - self._before
 
 
 def total_memory(device: torch.device) -> int | None:
@@ -94,7 +94,8 @@ def _lower_mark() -> None:
         return
 
 
-def _high_water_mark() -> int | None:
+def high_water_mark() -> int | None:
+    """Return the most bytes that this process was resident with, since it started or the mark was lowered."""
     try:
         for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith(_HIGHEST):

@@ -9,17 +9,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from detectors.detector import Detector
 
 from .checkpoint import load_optimizer_tensors, optimizer_tensors
-
-if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -31,9 +31,6 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     every process has to run it, as often as the others. A module without trained parameters, such as an averaged model,
     is only kept in shards: see `whole`.
     """
-    from torch.distributed.fsdp import fully_shard
-    from torch.distributed.tensor import Shard, distribute_tensor
-
     if isinstance(model, Detector) and any(parameter.requires_grad for parameter in model.parameters()):
         # It means outputs that are views, which must not be changed in place. Here nothing does.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
@@ -54,11 +51,11 @@ def whole(model: Model) -> Iterator[Model]:
 
     Only entering needs all processes: inside, each runs the module by itself and as often as it likes.
     """
-    shards: list[tuple[nn.Module, str, Any]] = [
+    shards = [
         (owner, name, parameter)
         for owner in model.modules()
         for name, parameter in owner.named_parameters(recurse=False)
-        if _in_shards(parameter)
+        if isinstance(parameter, DTensor)
     ]
     try:
         for owner, name, parameter in shards:
@@ -69,15 +66,9 @@ def whole(model: Model) -> Iterator[Model]:
             owner.register_parameter(name, parameter)
 
 
-def _in_shards(tensor: Any) -> bool:
-    return hasattr(tensor, "to_local")  # the class itself takes seconds to import
-
-
 def local(tensor: Tensor) -> Tensor:
     """Return this process's part of a tensor in shards, sharing its memory, and other tensors as they are."""
-    whole_or_part: Any = tensor
-    local_part: Tensor = whole_or_part.detach().to_local() if _in_shards(tensor) else tensor
-    return local_part
+    return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor
 
 
 def local_state(module: nn.Module) -> dict[str, Tensor]:
@@ -85,9 +76,9 @@ def local_state(module: nn.Module) -> dict[str, Tensor]:
     return {name: local(value) for name, value in module.state_dict().items()}
 
 
-def gathered(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return whole tensors. Every process has to call it."""
-    return {name: value.full_tensor() if _in_shards(value) else value for name, value in tensors.items()}
+    return {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in tensors.items()}
 
 
 def scattered(tensors: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -98,9 +89,9 @@ def scattered(tensors: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> di
 @torch.no_grad()
 def total_norm(gradients: Sequence[Tensor]) -> Tensor:
     """Return the L2 norm of all gradients together, 0-dim. If any is in shards, every process has to call it."""
-    whole_ones = [gradient for gradient in gradients if not _in_shards(gradient)]
+    whole_ones = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
     norm = nn.utils.get_total_norm(whole_ones)
-    shards: list[Any] = [gradient for gradient in gradients if _in_shards(gradient)]
+    shards = [gradient for gradient in gradients if isinstance(gradient, DTensor)]
     if not shards:
         return norm
     square = nn.utils.get_total_norm([local(gradient) for gradient in shards]).square()
@@ -116,11 +107,11 @@ class LocalParameters:
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self._shards: dict[str, nn.Parameter] = {}
+        self._shards: dict[str, DTensor] = {}
         self._local: dict[str, nn.Parameter] = {}
         for group in optimizer.param_groups:
             for index, (name, parameter) in enumerate(zip(group["names"], group["params"], strict=True)):
-                if _in_shards(parameter):
+                if isinstance(parameter, DTensor):
                     self._shards[name] = parameter
                     self._local[name] = group["params"][index] = nn.Parameter(local(parameter))
 
@@ -138,8 +129,6 @@ class LocalParameters:
 
     def gathered(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         """Return what `checkpoint.optimizer_tensors` gives for whole parameters. Every process has to call it."""
-        from torch.distributed.tensor import DTensor
-
         state = {}
         for key, value in optimizer_tensors(optimizer).items():
             shards = self._of(key)
@@ -161,11 +150,9 @@ class LocalParameters:
         return None if slot == "step" else self._shards.get(name)
 
 
-def _scatter(tensor: Tensor, place: Any) -> Tensor:
-    if not _in_shards(place):
+def _scatter(tensor: Tensor, place: Tensor | None) -> Tensor:
+    if not isinstance(place, DTensor):
         return tensor
-    from torch.distributed.tensor import distribute_tensor
-
     return distribute_tensor(tensor.to(place.device), place.device_mesh, place.placements)
 
 

@@ -64,7 +64,7 @@ def test_the_process_is_measured_where_no_cuda_was_used() -> None:
     assert kind == "process"
     assert 50 < first < 5000  # torch alone takes more than that
     assert second - first == pytest.approx(200, rel=0.2)
-    assert third >= second
+    assert third > second - 5  # the mark stays, to the kernel's accuracy
 
 
 def test_cuda_is_measured_where_it_was_used(monkeypatch: pytest.MonkeyPatch) -> None:

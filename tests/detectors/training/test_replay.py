@@ -195,7 +195,6 @@ def test_differences_to_the_run_are_told(tmp_path: Path, capsys: pytest.CaptureF
         "the run computed in fp32",
         "the run's network was compiled: last digits may be others here",
         "batch norms see the images of this process alone",
-        "losses are divided by the objects of this process alone",
     ):
         assert f"note: {note}" in output
 
