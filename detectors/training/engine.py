@@ -63,7 +63,7 @@ class Engine:
         self.rank: int = self.accelerator.process_index
         self.world: int = self.accelerator.num_processes
         self.is_main: bool = self.accelerator.is_main_process
-        check_device(recipe, self.device)
+        check_device(recipe, self.device, self.world)
         self._recipe = recipe
         self._dtype = DTYPES[recipe.precision]
         self._mesh: DeviceMesh | None = None

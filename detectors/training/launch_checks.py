@@ -11,8 +11,8 @@ from vfmdistill.errors import InputError
 from .recipe import Recipe
 
 
-def check_device(recipe: Recipe, device: torch.device) -> None:
-    """Check that a device computes what the recipe wants of it.
+def check_device(recipe: Recipe, device: torch.device, processes: int) -> None:
+    """Check that a device computes what the recipe wants of it, in so many processes.
 
     Raises:
         InputError: it does not.
@@ -22,7 +22,8 @@ def check_device(recipe: Recipe, device: torch.device) -> None:
     bf16_on_gpu = recipe.precision == "bf16" and device.type == "cuda"
     if bf16_on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise InputError(f"{torch.cuda.get_device_name(device)} does not compute in bf16; use fp16 or fp32")
-    if recipe.shard and device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
+    sharded_on_cpu = recipe.shard and processes > 1 and device.type == "cpu"
+    if sharded_on_cpu and not hasattr(torch.cpu.Stream, "record_event"):
         raise InputError(f"torch {torch.__version__} shards on accelerators only, and this run is on the CPU")
 
 

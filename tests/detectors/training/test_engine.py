@@ -15,6 +15,7 @@ from detectors.hybrid_encoder import HybridEncoder
 from detectors.training import engine as engine_module
 from detectors.training.compiled import compile_parts
 from detectors.training.engine import Engine
+from detectors.training.launch_checks import check_device
 from vfmdistill.errors import DistillError, InputError
 
 
@@ -95,6 +96,14 @@ def test_half_precision_leaves_boxes_and_losses_in_float32(precision: str, monke
 def test_fp16_without_an_accelerator_is_refused() -> None:
     with pytest.raises(InputError, match="precision fp16 needs an accelerator"):
         Engine(recipe(precision="fp16"))
+
+
+def test_shards_on_the_cpu_are_refused_where_torch_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "Stream", object)
+    check_device(recipe(shard=True), torch.device("cpu"), 1)
+    check_device(recipe(shard=True), torch.device("cuda"), 2)
+    with pytest.raises(InputError, match="shards on accelerators only"):
+        check_device(recipe(shard=True), torch.device("cpu"), 2)
 
 
 @pytest.mark.parametrize(
