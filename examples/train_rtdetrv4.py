@@ -5,7 +5,8 @@
     python examples/train_rtdetrv4.py --data cards --epochs 50 --input-size 320 --teacher efficientnet_lite0
     python examples/train_rtdetrv4.py --data cards --epochs 20 --weights runs/train/pretrained  # fine-tuning
 
-The folder holds `images/` with `instances_train.json` and `instances_val.json`, COCO's own layout, or Roboflow's.
+The folder holds `images/` with `instances_train.json` and `instances_val.json`, or the layout of COCO, Roboflow, YOLO
+or Pascal VOC.
 """
 
 from __future__ import annotations

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 
 from vfmdistill.errors import DistillError
+
+ECHO_SECONDS = 5.0
 
 
 class Interrupted(DistillError):  # noqa: N818 - the run did as it was told
@@ -26,6 +29,9 @@ class Interrupted(DistillError):  # noqa: N818 - the run did as it was told
 class StopSignals:
     """Notes SIGTERM and SIGINT while it is entered; a second one of the same kind does what it always did.
 
+    A SIGTERM that follows another within five seconds is the same wish, heard twice: a scheduler signals all processes
+    of a job, and the launcher among them passes it on to those that it started. Who presses Ctrl-C twice means it.
+
     Outside the main thread, where Python lets nobody handle signals, it notes nothing.
 
     Attributes:
@@ -35,6 +41,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.received: int | None = None
         self._before: dict[int, signal._HANDLER] = {}
+        self._first_term: float | None = None
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
@@ -49,8 +56,16 @@ class StopSignals:
             self._restore(number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        self._restore(number)
+        if number == signal.SIGTERM:
+            now = time.monotonic()
+            if self._first_term is None:
+                self._first_term, self.received = now, number
+            elif now - self._first_term >= ECHO_SECONDS:
+                self._restore(number)
+                signal.raise_signal(number)
+        else:
+            self.received = number
+            self._restore(number)
 
     def _restore(self, number: int) -> None:
         # None stands for a handler that was not set from Python and cannot be put back from there.

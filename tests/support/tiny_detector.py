@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 import detectors
 from detectors.data.toy import CATEGORY_IDS
@@ -19,8 +20,12 @@ def tiny_detector(**options: Any) -> detectors.Detector:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = detectors.build("deim_n", **{**settings, **options})
-        # Fresh weights score nearly everything alike, and rounding would decide the order.
-        torch.nn.init.normal_(model.decoder.stages[-1].score_head.weight, std=0.2)
+        # With fresh weights activations die away, and the prior finds nothing: rounding would decide the order.
+        for module in model.backbone.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.normal_(model.decoder.stages[-1].score_head.weight, std=0.2)
+        nn.init.constant_(model.decoder.stages[-1].score_head.bias, -2.0)
     if model.class_names == list(SHAPES):
         model.category_ids = list(CATEGORY_IDS)
     return model.eval()

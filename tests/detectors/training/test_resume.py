@@ -107,7 +107,7 @@ def test_stopped_and_resumed(
 
 
 def test_a_second_signal_ends_the_run_at_once(toy: Path, tmp_path: Path) -> None:
-    assert run(toy, tmp_path, stop_at=["step", 2, int(signal.SIGTERM), 2]).returncode == -signal.SIGTERM
+    assert run(toy, tmp_path, stop_at=["step", 2, int(signal.SIGINT), 2]).returncode == -signal.SIGINT
     assert not list((tmp_path / "checkpoints").glob("epoch_0000_step_00000002"))
 
 
