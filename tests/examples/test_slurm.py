@@ -43,7 +43,7 @@ def calls(folder: Path) -> list[str]:
 
 
 def test_bash_understands_it() -> None:
-    subprocess.run([str(BASH), "-n", str(SCRIPT)], check=True)
+    assert subprocess.run([str(BASH), "-n", str(SCRIPT)], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("status", [0, 3])
