@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vfmdistill.errors import InputError, WeightsError, unknown_name
 from vfmdistill.teachers.catalog import TeacherSpec
@@ -15,50 +16,27 @@ from vfmdistill.teachers.files import load_strictly, read_state_dict
 from vfmdistill.teachers.hub import hub_weights
 from vfmdistill.teachers.key_maps import to_timm_names
 from vfmdistill.teachers.packages import packaged_weights
+from vfmdistill.teachers.positions import follow_the_authors, rule_for
+from vfmdistill.teachers.readout import Readout
+from vfmdistill.teachers.sized_copies import SizedCopies, at_size
+from vfmdistill.teachers.timm_features import TimmFeatures
 
 # How timm's ViTs, then its hierarchical transformers, are told to take any size; its CNNs need no telling.
 _ANY_SIZE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
 
 
-class TimmFeatures(nn.Module):
-    """Last map and summary of a timm network.
-
-    The map is the output of the last block behind the network's final norm, whether timm calls that ``norm``, ``neck``
-    (SAM) or, in networks that pool by averaging, ``fc_norm``; class and register tokens are dropped. CNNs give their
-    last stage. The summary is what the network would hand to its classifier.
-
-    Args:
-        network: a timm model without a classifier.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        # Hiera's intermediates cannot be normalised: its final norm comes behind the pooling.
-        self._norm = type(network).__name__ not in ("Hiera", "HieraDet")
-        late_norm = getattr(network, "fc_norm", None)
-        early_norm = getattr(network, "norm", None)
-        self._late_norm = isinstance(late_norm, nn.LayerNorm) and isinstance(early_norm, nn.Identity)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Map normalised images (N, 3, H, W) to the map (N, C, h, w) and the summary (N, D)."""
-        network: Any = self.network
-        final, (feature_map,) = network.forward_intermediates(images, indices=1, norm=self._norm, output_fmt="NCHW")
-        if self._late_norm:
-            feature_map = network.fc_norm(feature_map.movedim(1, -1)).movedim(-1, 1)
-        return feature_map, network.forward_head(final, pre_logits=True)
-
-
-def load(spec: TeacherSpec, pretrained: bool, weights: Path | None) -> nn.Module:
+def load(spec: TeacherSpec, pretrained: bool, weights: Path | None, readout: Readout | None = None) -> nn.Module:
     """Build a teacher's network on timm.
 
     Args:
         spec: the teacher.
         pretrained: take the published weights, from the hub's cache, the hub or a package; else random ones.
         weights: a file to take instead, in timm's or in the authors' naming.
+        readout: which features make the map; by default the last block's tokens.
 
     Raises:
         WeightsError: the weights cannot be had, read or fitted.
+        InputError: the network has no such features.
     """
     # The file comes first: a large network takes long to build and would be thrown away.
     path = weights or (_published_weights(spec) if pretrained else None)
@@ -68,7 +46,8 @@ def load(spec: TeacherSpec, pretrained: bool, weights: Path | None) -> nn.Module
         network = _create(spec.model_id)
     if path is not None and state is not None:
         load_strictly(network, to_timm_names(state, network, spec.name), spec.name, path)
-    return TimmFeatures(network)
+    follow_the_authors(network, rule_for(_tagged(network)))
+    return TimmFeatures(network, readout, spec.name, _copies(spec.model_id))
 
 
 def describe(name: str) -> TeacherSpec:
@@ -80,6 +59,7 @@ def describe(name: str) -> TeacherSpec:
     """
     model_id = name.removeprefix("timm:")
     network = _create(model_id, torch.device("meta"))
+    _copies(model_id)
     last, config = network.feature_info[-1], network.pretrained_cfg
     return TeacherSpec(
         name=name,
@@ -96,10 +76,7 @@ def describe(name: str) -> TeacherSpec:
 
 
 def _create(model_id: str, device: torch.device | None = None) -> Any:
-    """Build a timm network with random weights, without a classifier, for images of any size where it can.
-
-    Position embeddings are resampled by timm for each size of the images: bicubic and antialiased for all ViTs.
-    """
+    """Build a timm network with random weights, without a classifier, for images of any size where it can."""
     import timm
 
     architecture = model_id.partition(".")[0]
@@ -110,7 +87,7 @@ def _create(model_id: str, device: torch.device | None = None) -> Any:
         try:
             with device or contextlib.nullcontext():
                 network = timm.create_model(model_id, pretrained=False, num_classes=0, **option)
-            if not _takes_one_size(network):
+            if not _is_strict(network):
                 break
         except TypeError as error:
             if not any(name in str(error) for name in option):
@@ -122,17 +99,50 @@ def _create(model_id: str, device: torch.device | None = None) -> Any:
             f"timm:{model_id} has no forward_intermediates and so gives no feature map. "
             "Choose another timm model, or give Teacher a module of your own that returns (N, C, h, w)."
         )
-    if _takes_one_size(network):
-        size = network.patch_embed.img_size
-        raise InputError(
-            f"timm:{model_id} takes images of {size[0]} × {size[1]} only, a teacher must take any size. "
-            "Choose a model with resizable position embeddings, such as dinov2_vitb14."
-        )
     return network
 
 
-def _takes_one_size(network: Any) -> bool:
+def _copies(model_id: str) -> SizedCopies | None:
+    """Where a network that is built for one size of images gets its copies for others; None for other networks.
+
+    Raises:
+        InputError: it cannot have any.
+    """
+    with torch.random.fork_rng(devices=[]):
+        probe = _create(model_id, torch.device("meta")).eval()
+        stride, native = probe.feature_info[-1]["reduction"], probe.pretrained_cfg["input_size"][1]
+        size = (5 * stride, 3 * stride)
+        if _takes(probe, size):
+            return None
+        with torch.device("meta"), contextlib.suppress(InputError):
+            if _takes(at_size(model_id, probe, size).eval(), size):
+                return SizedCopies(partial(at_size, model_id))
+        if _takes(probe, (2 * native, native)):
+            return None  # it refuses certain sizes only, as the teacher says when it meets one
+    raise InputError(
+        f"timm:{model_id} takes images of {native} × {native} only, a teacher must take any size. "
+        "Choose a model with resizable position embeddings, such as dinov2_vitb14."
+    )
+
+
+def _takes(network: Any, size: tuple[int, int]) -> bool:
+    """Whether a network on the meta device can be run on images of a size."""
+    try:
+        with torch.device("meta"), torch.no_grad():
+            network.forward_intermediates(torch.empty(1, 3, *size), indices=1)
+    except (AssertionError, RuntimeError):
+        return False
+    return True
+
+
+def _is_strict(network: Any) -> bool:
     return bool(getattr(getattr(network, "patch_embed", None), "strict_img_size", False))
+
+
+def _tagged(network: Any) -> str:
+    """The name with the tag of the weights, also where the user gave none."""
+    config = network.pretrained_cfg
+    return f"{config.get('architecture') or ''}.{config.get('tag') or ''}"
 
 
 def _published_weights(spec: TeacherSpec) -> Path:
