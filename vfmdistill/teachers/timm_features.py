@@ -74,7 +74,7 @@ class TimmFeatures(nn.Module):
         """Move, but keep rotary frequencies in the precision they have: the angles are multiples of them."""
         rotary = [module for module in self.modules() if type(module).__name__.startswith("RotaryEmbedding")]
         precise = [(module, dict(module.named_buffers(recurse=False))) for module in rotary]
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        nn.Module._apply(self, fn, recurse)
         for module, buffers in precise:
             for key, buffer in buffers.items():
                 moved = getattr(module, key)
