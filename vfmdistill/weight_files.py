@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +11,17 @@ import torch
 
 from vfmdistill.errors import WeightsError
 
-ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
+# The last is that of .pth.tar, which has nothing to do with archives.
+ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 
 def read_weights_file(path: str | Path) -> Any:
     """Return what a weight file holds, on the CPU.
 
     Args:
-        path: a ``.safetensors`` file, or a PyTorch file (``.pth``, ``.pt``, ``.bin``) that holds nothing but tensors
-            and plain values.
+        path: a ``.safetensors`` file, or a PyTorch file (``.pth``, ``.pt``, ``.bin``, ``.ckpt``, ``.pth.tar``) that
+            holds nothing but tensors, plain values and the parsed arguments of a command line, which training scripts
+            like to add.
 
     Returns:
         A dict of tensors for safetensors; whatever was saved for a PyTorch file.
@@ -35,7 +39,8 @@ def read_weights_file(path: str | Path) -> Any:
             from safetensors.torch import load_file
 
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # which has attributes and no code
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # both readers raise errors of many kinds for damaged files
         advice = "It must be undamaged"
         if path.suffix != ".safetensors":
@@ -43,8 +48,16 @@ def read_weights_file(path: str | Path) -> Any:
                 " and hold tensors and plain values only, since it is read with weights_only=True; re-save its state "
                 "dict alone if it holds more"
             )
-        raise WeightsError(f"weights file {str(path)!r} could not be read: {_first_line(error)} {advice}.") from error
+        raise WeightsError(f"weights file {str(path)!r} could not be read: {_reason(error)}. {advice}.") from error
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _reason(error: Exception) -> str:
+    """What went wrong, without PyTorch's advice to read the file in the unsafe way."""
+    foreign = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
+    if foreign:
+        return f"it holds {foreign[1]}, which is neither a tensor nor a plain value"
+    _, _, refusal = str(error).rpartition("WeightsUnpickler error: ")
+    if refusal.lstrip().startswith("Unsupported operand"):  # what text looks like to an unpickler
+        return "it is not in PyTorch's format"
+    sentence = (refusal.strip().splitlines() or [""])[0].split(". ")[0]
+    return sentence.rstrip(". ") or type(error).__name__

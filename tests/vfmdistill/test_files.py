@@ -47,9 +47,19 @@ def as_meta_dinov3(state: State) -> State:
         key = key.replace("gamma_1", "ls1.gamma").replace("gamma_2", "ls2.gamma").replace("reg_token", "storage_tokens")
         renamed[key] = value
         if key.endswith("qkv.weight"):
-            renamed[key.replace("weight", "bias")] = torch.zeros(len(value))
-            renamed[key.replace("weight", "bias_mask")] = torch.full((len(value),), float("nan"))
+            keys = torch.arange(len(value)) // (len(value) // 3) == 1
+            renamed[key.replace("weight", "bias")] = keys * 0.1
+            renamed[key.replace("weight", "bias_mask")] = (~keys).float()
     return renamed | {"mask_token": torch.zeros(1, 384), "rope_embed.periods": torch.zeros(16)}
+
+
+def as_dino_of_2021(state: State) -> dict[str, State]:
+    backbone = {f"module.backbone.{key}": value for key, value in state.items()}
+    return {"teacher": backbone | {"module.head.mlp.0.weight": torch.zeros(2, 2)}}
+
+
+def as_wrapped_by_transformers(state: State) -> State:
+    return {f"timm_model.{key}": value for key, value in state.items()}
 
 
 def as_data_parallel(state: State) -> dict[str, object]:
@@ -70,6 +80,8 @@ def with_classifier(state: State) -> State:
         ("dinov3_vits16", as_meta_dinov3),
         ("timm:vit_tiny_patch16_224", as_data_parallel),
         ("timm:vit_tiny_patch16_224", with_classifier),
+        ("timm:vit_tiny_patch16_224", as_dino_of_2021),
+        ("timm:vit_tiny_patch16_224", as_wrapped_by_transformers),
     ],
 )
 def test_formats_round_trip(name: str, convert: Callable[[State], object], tmp_path: Path) -> None:
@@ -91,6 +103,16 @@ def test_safetensors(tmp_path: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before)
     images = torch.rand(1, 3, 64, 64)
     assert torch.equal(loaded(images, (4, 4)).map, given(images, (4, 4)).map)
+
+
+def test_half_precision_becomes_the_networks(tmp_path: Path) -> None:
+    given = Teacher("timm:vit_tiny_patch16_224", pretrained=False)
+    state = {key: tensor.half() for key, tensor in given.network.network.state_dict().items()}
+    save_file(state, tmp_path / "weights.safetensors")
+    loaded = Teacher("timm:vit_tiny_patch16_224", weights=tmp_path / "weights.safetensors", dtype=torch.float32)
+    for key, tensor in loaded.network.network.state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, state[key].float())
 
 
 def test_a_bias_that_the_network_lacks_is_not_dropped(tmp_path: Path) -> None:
@@ -115,12 +137,48 @@ def test_what_does_not_fit_is_listed(tmp_path: Path) -> None:
 
 def test_the_weights_of_another_teacher(tmp_path: Path) -> None:
     torch.save(Teacher("dinov2_vits14", pretrained=False).network.network.state_dict(), tmp_path / "weights.pth")
-    with pytest.raises(WeightsError, match="'dinov2_vits14_reg'"):
+    nearest = r"The one given is as large as that of 'dinov2_vits14'\.$"
+    with pytest.raises(WeightsError, match=rf"'dinov2_vits14_reg'.*1 missing: reg_token; .*{nearest}"):
         Teacher("dinov2_vits14_reg", weights=tmp_path / "weights.pth")
-    with pytest.raises(WeightsError, match=r"'dinov3_vits16'.*patch embedding"):
+    with pytest.raises(WeightsError, match=rf"'dinov3_vits16'.*patch embedding.*{nearest}"):
         Teacher("dinov3_vits16", weights=tmp_path / "weights.pth")
-    with pytest.raises(WeightsError, match=r"'timm:resnet18'.*missing: conv1\.weight"):
+    with pytest.raises(WeightsError, match=rf"'timm:resnet18'.*missing: conv1\.weight.*{nearest}"):
         Teacher("timm:resnet18", weights=tmp_path / "weights.pth")
+    with pytest.raises(WeightsError, match=r"'timm:convnext_atto'.*missing: stem\.0\.weight.*left over: cls_token"):
+        Teacher("timm:convnext_atto", weights=tmp_path / "weights.pth")
+
+
+WEIGHT = {"a.weight": torch.ones(1)}
+OTHER = {"a.weight": torch.zeros(1)}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        WEIGHT,
+        {"model": WEIGHT, "epoch": 3},
+        {"model_state": WEIGHT},
+        {"weights": WEIGHT},
+        {"teacher": WEIGHT, "student": OTHER},
+        {"state_dict": OTHER, "state_dict_ema": WEIGHT},
+        {"model": OTHER, "model_ema": WEIGHT},
+        {"state_dict": {"module._orig_mod.a.weight": torch.ones(1)}},
+        {"_orig_mod.module.a.weight": torch.ones(1)},
+        {"state_dict": {"module.timm_model.module.a.weight": torch.ones(1)}},
+        {"a._checkpoint_wrapped_module._orig_mod.weight": torch.ones(1)},
+    ],
+)
+def test_wrappers_and_prefixes(content: dict[str, object], tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "weights.pth")
+    assert read_state_dict(tmp_path / "weights.pth") == WEIGHT
+
+
+@pytest.mark.parametrize("averaged", ["teacher", "model_ema"])
+def test_self_supervised_training_gives_its_average(averaged: str, tmp_path: Path) -> None:
+    state = {f"{averaged}.backbone.a.weight": torch.ones(1), "student.backbone.a.weight": torch.zeros(1)}
+    state |= {f"{averaged}.dino_head.mlp.0.weight": torch.zeros(1), "dino_loss.center": torch.zeros(1)}
+    torch.save({"model": state, "iteration": 3}, tmp_path / "model_0000003.rank_0.pth")
+    assert read_state_dict(tmp_path / "model_0000003.rank_0.pth") == WEIGHT
 
 
 def test_files_that_are_no_weights(tmp_path: Path) -> None:
@@ -129,3 +187,17 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(WeightsError, match="holds no state dict"):
         read_state_dict(tmp_path / "list.pth")
+
+
+def test_when_no_name_is_known(tmp_path: Path) -> None:
+    torch.save({"encoder.w": torch.zeros(1)}, tmp_path / "weights.pth")
+    with pytest.raises(
+        WeightsError, match=r"left over: encoder\.w\. None of their names is known here\. Give the file"
+    ):
+        Teacher("timm:vit_tiny_patch16_224", weights=tmp_path / "weights.pth")
+
+
+def test_a_torchscript_archive_is_not_run(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "ViT-B-16.pt")
+    with pytest.raises(WeightsError, match=r"ViT-B-16\.pt' could not be read: .*TorchScript"):
+        read_state_dict(tmp_path / "ViT-B-16.pt")

@@ -21,6 +21,7 @@ from vfmdistill.teachers.positions import (
     BILINEAR,
     CORNERS,
     OFFSET,
+    SMOOTH,
     PositionRule,
     follow_the_authors,
     rule_for,
@@ -47,6 +48,7 @@ def tiny(name: str, **options: Any) -> Any:
         ("vit_small_patch14_reg4_dinov2.lvd142m", ANTIALIASED),
         ("vit_base_patch8_224.dino", OFFSET),
         ("vit_pe_spatial_large_patch14_448.fb", BILINEAR),
+        ("vit_so400m_patch14_reg1_tipsv2.webli", SMOOTH),
         ("vit_so400m_patch14_siglip_378.v2_webli", CORNERS),
         ("vit_base_patch16_224.augreg2_in21k_ft_in1k", CORNERS),
         ("vit_base_patch16_224.mae", BICUBIC),
@@ -95,9 +97,24 @@ def test_google_zooms_with_the_corners_in_place(grid: tuple[int, int]) -> None:
     torch.testing.assert_close(CORNERS(table, grid)[0], torch.from_numpy(zoomed))
 
 
+def _triangle(old: int, new: int) -> Tensor:
+    """jax.image.resize, "linear" with antialiasing: a triangle as wide as a cell of the coarser grid, normalised."""
+    scale = max(old / new, 1.0)
+    centres = (torch.arange(new, dtype=torch.float64) + 0.5) * old / new - 0.5
+    weights = (1 - (centres[:, None] - torch.arange(old)).abs() / scale).clamp(min=0)
+    return weights / weights.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("grid", [*GRIDS, (40, 9)])
+def test_tips_smooths_as_jax_does(grid: tuple[int, int]) -> None:
+    table = torch.randn(1, 4, 32, 32, dtype=torch.float64)
+    expected = _triangle(32, grid[0]) @ table @ _triangle(32, grid[1]).T
+    torch.testing.assert_close(SMOOTH(table, grid), expected)
+
+
 def test_the_trained_grid_is_left_alone() -> None:
     table = torch.randn(1, 4, 7, 7)
-    assert all(rule(table, (7, 7)) is table for rule in (OFFSET, BICUBIC, CORNERS, BILINEAR, ANTIALIASED))
+    assert all(rule(table, (7, 7)) is table for rule in (OFFSET, BICUBIC, CORNERS, BILINEAR, SMOOTH, ANTIALIASED))
 
 
 def test_half_precision_is_resampled_in_single() -> None:

