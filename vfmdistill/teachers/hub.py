@@ -8,30 +8,32 @@ import urllib.request
 from pathlib import Path
 
 from vfmdistill.errors import WeightsError
-from vfmdistill.teachers.catalog import TeacherSpec
+from vfmdistill.teachers.catalog import nearest_ungated
+from vfmdistill.teachers.spec import TeacherSpec
 
 _PATIENCE = 2.5  # seconds for a first answer of the hub; its own client would retry for half a minute
 _FILES = ("model.safetensors", "pytorch_model.bin")
 _AUTHORS_FILES = {"dinov2": "dinov2_*_pretrain.pth", "dinov3": "dinov3_*_pretrain_*.pth"}
 
 
-def hub_weights(spec: TeacherSpec, repository: str, filename: str | None = None) -> Path:
-    """Return the weights file of a hub repository on this machine, downloading it if need be.
+def hub_weights(spec: TeacherSpec, repository: str, filename: str | tuple[str, ...] | None = None) -> Path:
+    """Return a file of a hub repository on this machine, downloading it if need be.
 
     Args:
         spec: the teacher that it is for.
         repository: ``owner/name`` or ``owner/name@revision``.
-        filename: the file to take; by default safetensors, else PyTorch's format.
+        filename: the file to take, or several of which the first that there is; by default weights as safetensors,
+            else in PyTorch's format.
 
     Raises:
         WeightsError: the file is not in the cache and cannot be had: offline, gated or absent.
     """
     import huggingface_hub
     from huggingface_hub import constants
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, LocalEntryNotFoundError
 
     repo_id, _, revision = repository.partition("@")
-    candidates = (filename,) if filename else _FILES
+    candidates = (filename,) if isinstance(filename, str) else filename or _FILES
     for candidate in candidates:
         cached = huggingface_hub.try_to_load_from_cache(repo_id, candidate, revision=revision or None)
         if isinstance(cached, str):
@@ -47,6 +49,9 @@ def hub_weights(spec: TeacherSpec, repository: str, filename: str | None = None)
             raise WeightsError(_advice(spec, repo_id, candidates, "and the connection to the hub failed")) from error
         except EntryNotFoundError:
             continue
+        except GatedRepoError as error:
+            reason = "and the hub gives it only to who is logged in and has accepted the licence"
+            raise WeightsError(_advice(spec, repo_id, candidates, reason, gated=True)) from error
         except Exception as error:  # the HTTP library behind the hub's client differs between its versions
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise WeightsError(_advice(spec, repo_id, candidates, f"and the download failed ({reason})")) from error
@@ -75,12 +80,29 @@ def _answers(endpoint: str) -> bool:
     return answered.is_set()
 
 
-def _advice(spec: TeacherSpec, repo_id: str, candidates: tuple[str, ...], reason: str) -> str:
-    gate = f", gated: accept it at https://huggingface.co/{repo_id} and log in" if spec.gated else ""
-    authors = _AUTHORS_FILES.get(spec.family)
-    return (
-        f"no weights for teacher {spec.name!r} (licence {spec.license}{gate}): {repo_id} is not in the hub's cache "
-        f"{reason}. Give a local file: Teacher({spec.name!r}, weights=PATH) with {' or '.join(candidates)} from "
-        f"https://huggingface.co/{repo_id}{f' or the authors’ own {authors}' if authors else ''}. "
-        "For random weights on purpose, pass pretrained=False."
+def _advice(
+    spec: TeacherSpec, repo_id: str, candidates: tuple[str, ...], reason: str, gated: bool | None = None
+) -> str:
+    """What a user can do: from where, how without a network, and what to take instead."""
+    page = f"https://huggingface.co/{repo_id}"
+    gate = ""
+    if spec.gated if gated is None else gated:
+        other = nearest_ungated(spec)
+        gate = (
+            f" The repository is gated: accept its licence at {page} and log in, or take {other.name!r} "
+            f"(licence {other.license}), the nearest teacher that is not."
+        )
+    if spec.backend == "transformers":
+        way = f"Give a local folder with what {page} has: Teacher('hf:FOLDER')."
+    else:
+        authors = _AUTHORS_FILES.get(spec.family)
+        theirs = f" or the authors’ own {authors}" if authors else ""
+        way = (
+            f"Give a local file: Teacher({spec.name!r}, weights=PATH) with {' or '.join(candidates)} from {page}"
+            f"{theirs}. For random weights on purpose, pass pretrained=False."
+        )
+    what = candidates[0] if candidates[0].endswith("config.json") else "weights"
+    missing = (
+        f"no {what} for teacher {spec.name!r} (licence {spec.license}): {repo_id} is not in the hub's cache {reason}."
     )
+    return f"{missing}{gate} {way}"

