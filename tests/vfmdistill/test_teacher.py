@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vfmdistill import teacher as teacher_module
 from vfmdistill.errors import InputError
 from vfmdistill.teacher import Teacher
 from vfmdistill.teachers.catalog import IMAGENET_MEAN, IMAGENET_STD, TeacherSpec
+from vfmdistill.teachers.readout import Readout
 
 MEAN, STD = (0.3, 0.4, 0.5), (0.2, 0.25, 0.5)
 PATCH = 4
@@ -148,6 +151,87 @@ def test_a_module_without_parameters(images: Tensor) -> None:
 def test_it_can_be_copied(teacher: Teacher, images: Tensor) -> None:
     twin = copy.deepcopy(teacher)
     assert torch.equal(twin(images, (10, 14)).map, teacher(images, (10, 14)).map)
+
+
+class Layers(nn.Module):
+    """Three layers of five channels, whose maps are read as a `Readout` says."""
+
+    def __init__(self, readout: Readout) -> None:
+        super().__init__()
+        self.readout = readout
+        self.conv = nn.Conv2d(3, 5, PATCH, PATCH)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = [self.conv(images) + block for block in self.readout.block_indices(3, "tiny")]
+        return torch.cat(maps, dim=1) if self.readout.merge == "concat" else torch.stack(maps).mean(0)
+
+
+@pytest.fixture
+def named(monkeypatch: pytest.MonkeyPatch) -> TeacherSpec:
+    """A catalogue of one, whose loader builds `Layers` and whose class-token training asks for the value path."""
+    spec = tiny_spec(dense="value")
+    monkeypatch.setattr(teacher_module, "teacher_spec", lambda name: spec)
+    monkeypatch.setattr(
+        teacher_module, "loader_for", lambda spec: lambda spec, pretrained, weights, readout: Layers(readout)
+    )
+    return spec
+
+
+@pytest.mark.parametrize(
+    ("options", "readout", "width"),
+    [
+        ({}, Readout(dense="value"), 5),
+        ({"dense": "tokens"}, Readout(), 5),
+        ({"blocks": [1, 3]}, Readout(blocks=(1, 3)), 10),  # who asks for blocks asks for their tokens
+        ({"blocks": [1, 3], "merge": "mean"}, Readout(blocks=(1, 3), merge="mean"), 5),
+    ],
+)
+def test_what_is_read_and_how_wide_it_is(
+    named: TeacherSpec, images: Tensor, options: dict[str, Any], readout: Readout, width: int
+) -> None:
+    teacher = Teacher("tiny", **options)
+    assert teacher.network.readout == readout
+    assert (teacher.embed_dim, teacher.spec.embed_dim, teacher.spec.dense) == (width, width, readout.dense)
+    assert teacher(images, grid=(5, 7)).map.shape == (2, width, 5, 7)
+    assert named.embed_dim == 5  # the catalogue's row stays as it is
+
+
+@pytest.mark.parametrize("options", [{"dense": "value"}, {"blocks": [1]}, {"merge": "mean"}])
+def test_a_module_decides_itself_what_it_gives(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"dense=, blocks= and merge= go with a teacher's name"):
+        Teacher(Patches(), **options)
+
+
+@pytest.mark.parametrize("blocks", [[0], [], 3, "9", [1, 1]])
+def test_no_choice_of_blocks(named: TeacherSpec, blocks: Any) -> None:
+    with pytest.raises(InputError, match="no choice of blocks"):
+        Teacher("tiny", blocks=blocks)
+
+
+def test_the_precision_is_chosen_where_the_teacher_goes(named: TeacherSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The meta device stands for one that is good at bfloat16.
+    monkeypatch.setattr(
+        teacher_module, "dtype_for", lambda device: torch.bfloat16 if device.type == "meta" else torch.float32
+    )
+    assert Teacher("tiny").dtype == torch.float32
+    assert Teacher("tiny").to("meta").dtype == torch.bfloat16
+    assert nn.Sequential(Teacher("tiny")).to("meta")[0].dtype == torch.bfloat16  # inside a module that is moved
+    assert Teacher("tiny").to("meta").to_empty(device="cpu").dtype == torch.float32
+    # Whoever names a precision, to the constructor or in moving, gets it.
+    assert Teacher("tiny", dtype=torch.float32).to("meta").dtype == torch.float32
+    assert Teacher("tiny").to("meta", torch.float16).dtype == torch.float16
+    assert Teacher("tiny").double().to("meta").dtype == torch.float64
+    assert Teacher(Patches(), spec=tiny_spec()).to("meta").dtype == torch.float32  # a module keeps its own
+    monkeypatch.setattr(teacher_module, "dtype_for", lambda device: torch.bfloat16)
+    assert Teacher("tiny").dtype == torch.bfloat16  # where it is built
+
+
+def test_images_are_prepared_in_float32(images: Tensor) -> None:
+    teacher = Teacher(Patches(), spec=tiny_spec(), dtype=torch.bfloat16)
+    teacher(images, grid=(5, 7))
+    exact = normalised(F.avg_pool2d(images, 2)).to(torch.bfloat16)
+    torch.testing.assert_close(teacher.network.seen, exact, rtol=2**-8, atol=0)  # one rounding, at the end
+    assert (teacher.network.seen == exact).float().mean() > 0.99
 
 
 def test_compile_compiles_the_network_and_keeps_its_keys(monkeypatch: pytest.MonkeyPatch) -> None:
