@@ -14,6 +14,7 @@ from vfmdistill.errors import InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
+    from PIL.ImageDraw import ImageDraw as PilDraw
 
 _LOW, _HIGH = 0.02, 0.98  # quantiles that become black and white; a few outlying cells do not darken the rest
 _GAP = 8  # pixels between the pictures of a sheet
@@ -100,7 +101,8 @@ def save_sheet(path: str | Path, columns: Mapping[str, Sequence[Tensor]], *, wid
     Args:
         path: where to write; missing folders are made.
         columns: caption → one picture for each row, either a photograph (3, H, W) of floats in [0, 1], or a uint8
-            picture (h, w, 3) as `pca_maps` returns it, whose cells are drawn as squares.
+            picture (h, w, 3) as `pca_maps` returns it, whose cells are drawn as squares. Of a caption that is wider
+            than its column the middle is left out.
         width: of a column in pixels. The height of a row follows from the first column's picture.
 
     Returns:
@@ -129,7 +131,7 @@ def save_sheet(path: str | Path, columns: Mapping[str, Sequence[Tensor]], *, wid
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     for column, caption in enumerate(columns):
-        draw.text((_GAP + column * (width + _GAP), _GAP), caption, fill="black")
+        draw.text((_GAP + column * (width + _GAP), _GAP), _shortened(caption, width, draw), fill="black")
     top = _CAPTION + _GAP
     for row, height in zip(rows, heights, strict=True):
         for column, picture in enumerate(row):
@@ -164,6 +166,17 @@ def _is_photograph(picture: Tensor) -> bool:
 def _height(picture: Tensor, width: int) -> int:
     height_of, width_of = picture.shape[1:] if _is_photograph(picture) else picture.shape[:2]
     return max(1, round(width * height_of / width_of))
+
+
+def _shortened(caption: str, width: int, draw: PilDraw) -> str:
+    """Leave out the middle of a caption that is wider than its column; names differ at their ends."""
+    kept = caption
+    for removed in range(1, len(caption)):
+        if draw.textlength(kept) <= width:
+            break
+        left = (len(caption) - removed + 1) // 2
+        kept = f"{caption[:left]}...{caption[left + removed :]}"
+    return kept
 
 
 def _to_pil(picture: Tensor, size: tuple[int, int]) -> PilImage:

@@ -102,6 +102,16 @@ def test_a_sheet(tmp_path: Path) -> None:
         assert sheet.crop((8, 0, 98, 26)).getextrema() != ((255, 255),) * 3  # the caption
 
 
+def test_a_long_caption_stays_in_its_column(tmp_path: Path) -> None:
+    names = ["timm:vit_base_patch16_clip_quickgelu_224.openai", "timm:vit_base_patch16_clip_quickgelu_224.laion"]
+    columns = {name: [torch.ones(3, 60, 90)] for name in names}
+    with Image.open(save_sheet(tmp_path / "s.png", columns, width=90)) as sheet:
+        first, gap, second = (sheet.crop((left, 0, right, 20)) for left, right in ((0, 98), (98, 106), (106, 196)))
+    assert gap.getextrema() == ((255, 255),) * 3
+    assert first.getextrema()[0][0] < 128
+    assert first.crop((8, 0, 98, 20)).tobytes() != second.tobytes()  # what differs at the end is still to be read
+
+
 def test_sheets_that_cannot_be_drawn(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"equal length.*'b': 2"):
         save_sheet(tmp_path / "s.png", {"a": [torch.rand(3, 4, 4)], "b": [torch.rand(3, 4, 4)] * 2})

@@ -1,0 +1,268 @@
+"""The command line: what it prints, what it writes, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from vfmdistill.cli import main
+from vfmdistill.errors import WeightsError
+from vfmdistill.teachers import catalog
+from vfmdistill.teachers.catalog import CATALOG, TeacherSpec, list_teachers, register_teacher
+from vfmdistill.version import __version__
+
+
+def load_tiny(spec: TeacherSpec, pretrained: bool, weights: Path | None) -> nn.Module:
+    if weights is not None and not weights.is_file():
+        raise WeightsError(f"no file {weights}; give it by weights=PATH.")
+    return nn.Conv2d(3, spec.embed_dim, spec.patch_size, spec.patch_size)
+
+
+@pytest.fixture(autouse=True)
+def _tiny_teachers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog, "_registered", {})
+    for name in ("tiny_a", "tiny_b"):
+        spec = TeacherSpec(
+            name=name,
+            family="tiny",
+            backend="module",
+            model_id=name,
+            patch_size=4,
+            embed_dim=8,
+            params=1_234_567,
+            license="nobody-may-1.0",
+            gated=name == "tiny_b",
+        )
+        register_teacher(spec, load_tiny)
+
+
+@pytest.fixture
+def photograph(tmp_path: Path) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photograph.png")
+    return tmp_path / "photograph.png"
+
+
+def sheet_size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as sheet:
+        assert sheet.format == "PNG"
+        return sheet.size
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["paint"],
+        ["features", "a.png"],
+        ["teachers", "--yaml"],
+        ["features", "a.png", "--teacher", "tiny_a", "--random", "--weights", "w.pth"],
+    ],
+)
+def test_words_that_are_no_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2
+    assert "usage: vfmdistill" in capsys.readouterr().err
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for word in ("--version", "--help"):
+        with pytest.raises(SystemExit) as stopped:
+            main([word])
+        assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    assert f"vfmdistill {__version__}" in printed
+    assert "teachers" in printed
+    assert "features" in printed
+
+
+def test_the_table_of_teachers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["teachers", "tiny"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["name", "width", "patch", "parameters", "licence", "gated", "on", "this", "machine"] in lines
+    assert ["tiny_a", "8", "4", "1.2", "M", "nobody-may-1.0"] in lines
+    assert ["tiny_b", "8", "4", "1.2", "M", "nobody-may-1.0", "gated"] in lines
+
+
+def test_no_name_and_no_licence_is_cut_in_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["teachers"]) == 0
+    words = set(capsys.readouterr().out.split())
+    assert set(list_teachers()) <= words
+    assert {spec.license for spec in CATALOG.values()} <= words
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [("tiny_a", ["tiny_a"]), ("iny", ["tiny_a", "tiny_b"]), ("tiny_?", ["tiny_a", "tiny_b"]), ("*_b", ["tiny_b"])],
+)
+def test_a_filter_is_a_part_or_a_pattern(pattern: str, names: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["teachers", pattern, "--json"]) == 0
+    assert [row["name"] for row in json.loads(capsys.readouterr().out)] == names
+
+
+def test_a_filter_without_a_match(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["teachers", "dino_v2"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "vfmdistill teachers: unknown teacher 'dino_v2'; nearest: dinov" in printed.err
+
+
+def test_json_is_the_spec_and_where_the_weights_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["teachers", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows] == list_teachers()
+    for row in rows:
+        weights = row.pop("weights")
+        assert weights is None or Path(weights).is_file()
+        if row["name"] in CATALOG:
+            assert TeacherSpec.model_validate(row) == CATALOG[row["name"]]
+
+
+def test_the_catalogue_builds_nothing_and_imports_no_backend() -> None:
+    code = (
+        "import sys; from vfmdistill.cli import main; status = main(['teachers', '--json']); "
+        "heavy = {'timm', 'open_clip', 'transformers', 'torchvision', 'detectors'} & set(sys.modules); "
+        "sys.exit(str(heavy) if heavy else status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)) == len(CATALOG)
+
+
+def test_a_reader_that_stops_early_is_no_error() -> None:
+    command = [sys.executable, "-m", "vfmdistill", "teachers", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait() == 1
+
+
+def test_features_of_several_teachers_side_by_side(
+    photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "new" / "sheet.png"
+    words = ["features", str(photograph), str(photograph), "--teacher", "tiny_a", "--teacher", "tiny_b"]
+    assert main([*words, "--grid", "8", "--output", str(output), "--device", "cpu"]) == 0
+    assert sheet_size(output) == (3 * 320 + 4 * 8, 20 + 2 * 240 + 3 * 8)
+    assert capsys.readouterr().out == f"{output}: 2 image(s) × tiny_a, tiny_b\n"
+
+
+def test_the_sheet_has_a_name_of_its_own(photograph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["features", str(photograph), "--teacher", "tiny_a", "--teacher", "tiny_a"]) == 0
+    assert sheet_size(tmp_path / "features.png")[0] == 2 * 320 + 3 * 8  # a teacher that is named twice is drawn once
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
+    """What the command asks of `Teacher`, which is not built."""
+    calls: list[dict[str, object]] = []
+
+    class Noted(nn.Module):
+        device = None
+
+        def __init__(self, name: str, **options: object) -> None:
+            super().__init__()
+            calls.append({"name": name, **options})
+
+        def forward(self, images: torch.Tensor, grid: tuple[int, int], input_range: str) -> object:
+            calls[-1] |= {"grid": grid, "input_range": input_range}
+            return type("Features", (), {"map": torch.rand(1, 4, *grid)})
+
+    monkeypatch.setattr("vfmdistill.teacher.Teacher", Noted)
+    return calls
+
+
+def test_options_reach_the_teacher(photograph: Path, tmp_path: Path, given: list[dict[str, object]]) -> None:
+    words = ["features", str(photograph), "--output", str(tmp_path / "s.png"), "--teacher", "tiny_a"]
+    assert main(words) == 0
+    plain = {"name": "tiny_a", "pretrained": True, "weights": None}  # the rest is left to the teacher
+    assert given == [{**plain, "grid": (24, 32), "input_range": "uint8"}]
+    given.clear()
+    assert main([*words, "--weights", "w=1.pth", "--blocks", "9, 12", "--merge", "mean", "--grid", "5x7"]) == 0
+    assert given[0]["weights"] == Path("w=1.pth")
+    assert given[0]["blocks"] == [9, 12]
+    assert given[0]["merge"] == "mean"
+    assert given[0]["grid"] == (5, 7)
+    given.clear()
+    assert main([*words, "--teacher", "tiny_b", "--weights", "tiny_b=b=.pth", "--dense", "value"]) == 0
+    assert [call["weights"] for call in given] == [None, Path("b=.pth")]
+    assert [call["dense"] for call in given] == ["value", "value"]
+    given.clear()
+    assert main([*words, "--random"]) == 0
+    assert given[0]["pretrained"] is False
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--teacher", "tiny_c"], "unknown teacher 'tiny_c'; nearest: tiny_"),
+        (["--teacher", "tiny_a", "--output", "sheet.jpg"], "--output sheet.jpg is no name of a PNG file"),
+        (["--teacher", "tiny_a", "--device", "abacus"], "--device abacus cannot be used here"),
+        (
+            ["--teacher", "tiny_a", "--weights", "no.pth"],
+            "Here, weights=PATH is --weights tiny_a=PATH, and pretrained=False is --random.",
+        ),
+        (["--teacher", "tiny_a", "--teacher", "tiny_b", "--weights", "w.pth"], "does not say whose it is"),
+        (["--teacher", "tiny_a", "--weights", "a.pth", "--weights", "b.pth"], "--weights came twice for"),
+        (["no.jpg", "--teacher", "tiny_a"], "image 'no.jpg' does not exist"),
+    ],
+)
+def test_features_that_cannot_be_drawn(
+    words: list[str],
+    message: str,
+    photograph: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["features", str(photograph), *words]) == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith("vfmdistill features: ")
+    assert message in printed.err
+    assert printed.out == ""
+    assert list(tmp_path.iterdir()) == [photograph]
+
+
+def test_ctrl_c_is_no_traceback(photograph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vfmdistill.images.read_image", interrupted)
+    assert main(["features", str(photograph), "--teacher", "tiny_a"]) == 130
+
+
+def test_a_place_that_cannot_be_written(photograph: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inside_a_file = photograph / "sheet.png"
+    assert main(["features", str(photograph), "--teacher", "tiny_a", "--output", str(inside_a_file)]) == 1
+    assert f"--output {inside_a_file} cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [["--grid", "0"], ["--grid", "axb"], ["--grid", "1x2x3"], ["--blocks", "9,"], ["--blocks", "-1"]]
+)
+def test_numbers_that_are_not_understood(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["features", "a.png", "--teacher", "tiny_a", f"{words[0]}={words[1]}"])
+    assert stopped.value.code == 2
+    assert f"argument {words[0]}: {words[1]!r}" in capsys.readouterr().err
+
+
+def test_the_module_runs() -> None:
+    command = [sys.executable, "-m", "vfmdistill", "features", "no.jpg", "--teacher", "efficientnet_lite0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("vfmdistill features: image 'no.jpg' does not exist")
+    assert "Traceback" not in done.stderr
