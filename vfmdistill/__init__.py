@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vfmdistill.adapters import ByPathAdapter, StudentAdapter, Tap, register_adapter
+from vfmdistill.adapters import ByPathAdapter, ForegroundAdapter, StudentAdapter, Tap, register_adapter
 from vfmdistill.attach import attach
 from vfmdistill.distiller import Distiller
 from vfmdistill.errors import CaptureError, DistillError, InputError, UnknownNameError, WeightsError
@@ -28,6 +28,7 @@ __all__ = [
     "Update",
     "gradient_share",
     "StudentAdapter",
+    "ForegroundAdapter",
     "Tap",
     "ByPathAdapter",
     "register_adapter",

@@ -10,13 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from vfmdistill.adapters import ByPathAdapter, StudentAdapter, Tap, check_adapter, find_adapter
-from vfmdistill.capture import device_of, probe_outputs, untouched
+from vfmdistill.adapters import StudentAdapter, Tap
+from vfmdistill.capture import device_of, untouched
 from vfmdistill.distiller import Distiller, injector_key
-from vfmdistill.errors import CaptureError, InputError
+from vfmdistill.errors import InputError
 from vfmdistill.injector import SemanticInjector
+from vfmdistill.modulation import Modulation
 from vfmdistill.modulator import FixedWeight, GradientModulator, Modulator
+from vfmdistill.overlap import choose_stream
+from vfmdistill.student_maps import StudentMaps
+from vfmdistill.tapping import adapter_and_taps, probe_images, student_dims
 from vfmdistill.teacher import InputRange, Teacher, check_input_range
+from vfmdistill.teaching import Teaching
 
 TeacherSource = str | nn.Module
 
@@ -28,8 +33,10 @@ def attach(
     tap: str | Sequence[str] | None = None,
     adapter: StudentAdapter | None = None,
     injector: SemanticInjector | Callable[[int, int], nn.Module] | None = None,
-    modulator: Modulator | float | None = None,
+    modulator: Modulator | float | Mapping[str, Modulator | float] | None = None,
     input_range: InputRange = "unit",
+    every: int = 1,
+    overlap: bool | None = None,
     probe: Tensor | None = None,
 ) -> Distiller:
     """Bind a frozen teacher to a student for training; nothing of it is left in the student afterwards.
@@ -53,7 +60,8 @@ def attach(
     Args:
         student: the network to train, wrapped by DDP or torch.compile or not. Put it on its device first.
         teacher: a catalogue name, a `Teacher`, any module that maps (N, 3, H, W) to (N, C, h, w), or several of these
-            with their shares of the semantic loss, which are divided by their sum.
+            with their shares of the semantic loss, which are divided by their sum. Several are brought to one scale
+            (`FeatureBalance`), and each gets an injector of its own.
         tap: the path of the module to align, or several; None leaves it to the adapter.
         adapter: reads the taps; None takes the student itself if it has the two methods of `StudentAdapter`, else a
             registered adapter that matches, else reads the given tap as a map or as tokens (`ByPathAdapter`).
@@ -61,9 +69,15 @@ def attach(
             (student_dim, teacher_dim), like `functools.partial(SemanticInjector, objective="mse")`. None is the
             reference's: a linear projector and the cosine.
         modulator: decides λ; a number is a fixed λ. None is `GradientModulator(rho="auto")`: λ 5 for two updates, in
-            which the share to keep is measured.
+            which the share to keep is measured. A mapping from the teachers' names gives each its own λ, steered by
+            its part of the share (`Modulation`).
         input_range: what the images given to `Distiller.loss` hold: "unit" (RGB in [0, 1]), "imagenet" (normalised by
             its mean and standard deviation), "uint8", or a pair (mean, std).
+        every: the teachers look at the first of so many batches; on the others the semantic loss is 0, so that with
+            one λ the pull is as many times weaker. Each call of `Distiller.loss` is one batch.
+        overlap: on CUDA the teachers start when the student gets its images, on a stream beside it, if `loss` is given
+            the very tensor that the student was (else they run in `loss`); False turns that off. Elsewhere they always
+            run in `loss`.
         probe: a batch (N, 3, H, W) that the student can take, at best like those it will see; None is one image of
             zeros, 224 × 224.
 
@@ -76,14 +90,23 @@ def attach(
     core = _unwrapped(student)
     if next(core.parameters(), None) is None:
         raise InputError("the student has no parameters, so there is nothing to distil into.")
+    device = device_of(core)
+    stream = choose_stream(overlap, device)
     with untouched(core):
-        images = _probe_images(core) if probe is None else probe
-        adapter, taps = _adapter_and_taps(core, adapter, tap, images)
-        modulator = _modulator(modulator, taps)
-        student_dims = _student_dims(core, adapter, taps, images)
-        teachers = _teachers(teacher, core)
-        injectors = _injectors(injector, teachers, dict(zip(taps, student_dims, strict=True)), core)
-    return Distiller(core, teachers, adapter, taps, injectors, modulator, input_range)
+        images = probe_images(core) if probe is None else probe
+        adapter, taps = adapter_and_taps(core, adapter, tap, images)
+        if not isinstance(modulator, Mapping):
+            modulator = _modulator(modulator, taps)
+        dims = student_dims(core, adapter, taps, images)
+        teaching = Teaching(_teachers(teacher, core), input_range, device, every)
+        if isinstance(modulator, Mapping):
+            modulator = _modulators(modulator, taps, teaching)
+        injectors = _injectors(injector, teaching, dict(zip(taps, dims, strict=True)), core)
+    modulation = Modulation(modulator, teaching.shares)
+    distiller = Distiller(StudentMaps(core, adapter, taps), teaching, injectors, modulation)
+    if stream is not None:
+        teaching.start_early(student, stream)
+    return distiller
 
 
 def _unwrapped(student: nn.Module) -> nn.Module:
@@ -95,50 +118,6 @@ def _unwrapped(student: nn.Module) -> nn.Module:
         return _unwrapped(student.module)
     original = student._modules.get("_orig_mod")  # torch.compile(module) keeps the module there
     return student if original is None else _unwrapped(original)
-
-
-def _probe_images(student: nn.Module) -> Tensor:
-    parameter = next((p for p in student.parameters() if p.is_floating_point()), None)
-    if parameter is None:
-        raise InputError("the student has no floating-point parameters; pass a batch that it takes as probe=.")
-    return torch.zeros(1, 3, 224, 224, device=parameter.device, dtype=parameter.dtype)
-
-
-def _adapter_and_taps(
-    student: nn.Module, adapter: StudentAdapter | None, tap: str | Sequence[str] | None, images: Tensor
-) -> tuple[StudentAdapter, tuple[Tap, ...]]:
-    if adapter is None:
-        adapter = find_adapter(student)
-    else:
-        check_adapter(adapter)
-    if tap is not None:
-        by_path = ByPathAdapter([tap] if isinstance(tap, str) else tap)
-        return by_path if adapter is None else adapter, by_path.taps(student)
-    if adapter is None:
-        raise InputError(
-            f"no tap is given and no adapter knows a {type(student).__name__}. Pass tap=, the path of the module to "
-            f"align{_candidates(student, images)}; or pass adapter=."
-        )
-    taps = tuple(adapter.taps(student))
-    if not taps:
-        raise InputError(f"the adapter {type(adapter).__name__} names no tap for a {type(student).__name__}.")
-    return adapter, taps
-
-
-def _candidates(student: nn.Module, images: Tensor) -> str:
-    """Say which modules give maps of stride 16 to 32, the outermost first, then the deepest."""
-    modules = {path: module for path, module in student.named_modules() if path}
-    reader = ByPathAdapter(())
-    found: list[tuple[str, str]] = []
-    for path, output in probe_outputs(student, modules, images).items():
-        try:
-            _, channels, height, width = reader.feature_map(Tap(path, modules[path]), output, images).shape
-        except CaptureError:
-            continue
-        if 16 <= images.shape[-2] / height <= 32:
-            found.insert(0, (path, f"{path!r} ({channels} × {height} × {width})"))
-    found.sort(key=lambda candidate: candidate[0].count("."))
-    return f", for example {', '.join(text for _, text in found[:6])}" if found else ""
 
 
 def _modulator(modulator: Modulator | float | None, taps: Sequence[Tap]) -> Modulator:
@@ -158,25 +137,19 @@ def _modulator(modulator: Modulator | float | None, taps: Sequence[Tap]) -> Modu
     return modulator
 
 
-def _student_dims(student: nn.Module, adapter: StudentAdapter, taps: Sequence[Tap], images: Tensor) -> list[int]:
-    """Return the channels of each tap's map, found by a forward of the images."""
-    outputs = probe_outputs(student, {tap.path: tap.module for tap in taps}, images)
-    silent = [tap.path for tap in taps if tap.path not in outputs]
-    if silent:
-        raise CaptureError(
-            f"tap {silent[0]!r} did not fire when the student ran; expected a module that every forward calls (calling "
-            "its forward() only is no call). Tap another module."
+def _modulators(
+    modulators: Mapping[str, Modulator | float], taps: Sequence[Tap], teaching: Teaching
+) -> dict[str, Modulator]:
+    """Return one modulator for each teacher, in the teachers' order."""
+    if modulators.keys() != teaching.teachers.keys():
+        raise InputError(
+            f"modulators for {', '.join(map(repr, modulators)) or 'no teacher'}; expected one for each of "
+            f"{', '.join(map(repr, teaching.teachers))}, or one modulator for all."
         )
-    dims = []
-    for tap in taps:
-        feature_map = adapter.feature_map(tap, outputs[tap.path], images)
-        if feature_map.ndim != 4 or feature_map.shape[0] != images.shape[0]:
-            raise CaptureError(
-                f"the adapter {type(adapter).__name__} read a tensor of shape {tuple(feature_map.shape)} from tap "
-                f"{tap.path!r} for images {tuple(images.shape)}; expected a map ({images.shape[0]}, C, h, w)."
-            )
-        dims.append(feature_map.shape[1])
-    return dims
+    made = {name: _modulator(modulators[name], taps) for name in teaching.teachers}
+    if len({id(modulator) for modulator in made.values()}) < len(made):
+        raise InputError("one modulator under several names; give each teacher its own, or one for all, not a mapping.")
+    return made
 
 
 def _teachers(teacher: TeacherSource | Mapping[Any, float], student: nn.Module) -> dict[str, tuple[Teacher, float]]:
@@ -203,18 +176,18 @@ def _teachers(teacher: TeacherSource | Mapping[Any, float], student: nn.Module) 
 
 def _injectors(
     injector: SemanticInjector | Callable[[int, int], nn.Module] | None,
-    teachers: Mapping[str, tuple[Teacher, float]],
-    student_dims: Mapping[Tap, int],
+    teaching: Teaching,
+    dims: Mapping[Tap, int],
     student: nn.Module,
 ) -> nn.ModuleDict:
     """Return one injector for each teacher and tap, in float32 at least, the same on every process."""
-    pairs = [(name, teacher, tap) for name, (teacher, _) in teachers.items() for tap in student_dims]
+    pairs = [(name, teacher, tap) for name, teacher in teaching.teachers.items() for tap in dims]
     if isinstance(injector, SemanticInjector):
-        dims = [(student_dims[tap], teacher.embed_dim) for _, teacher, tap in pairs]
-        if dims != [(injector.student_dim, injector.teacher_dim)]:
+        widths = [(dims[tap], teacher.embed_dim) for _, teacher, tap in pairs]
+        if widths != [(injector.student_dim, injector.teacher_dim)]:
             raise InputError(
                 f"an injector from {injector.student_dim} to {injector.teacher_dim} channels, but student and teacher "
-                f"have {dims}. Pass a function (student_dim, teacher_dim) -> SemanticInjector."
+                f"have {widths}. Pass a function (student_dim, teacher_dim) -> SemanticInjector."
             )
         made: dict[str, nn.Module] = {injector_key(name, tap): injector for name, _, tap in pairs}
     elif isinstance(injector, nn.Module) or not (injector is None or callable(injector)):
@@ -224,7 +197,7 @@ def _injectors(
         )
     else:
         make = SemanticInjector if injector is None else injector
-        made = {injector_key(name, tap): make(student_dims[tap], teacher.embed_dim) for name, teacher, tap in pairs}
+        made = {injector_key(name, tap): make(dims[tap], teacher.embed_dim) for name, teacher, tap in pairs}
     parameter = next(student.parameters())
     dtype = torch.promote_types(parameter.dtype, torch.float32)
     injectors = nn.ModuleDict(made).to(parameter.device, dtype)

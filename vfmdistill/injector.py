@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -21,7 +22,7 @@ class SemanticInjector(nn.Module):
         projector: "linear" (reference), "mlp", "conv", or a module that maps (N, student_dim, h, w) to
             (N, teacher_dim, h, w).
         objective: "cosine" (reference), "mse", "smooth_l1", "relational", "channel_wise", "pearson", or a function of
-            two maps (N, teacher_dim, h, w), student first, that returns a scalar.
+            two maps (N, teacher_dim, h, w), student first, that returns a scalar, and may take the cells' `weights`.
 
     Raises:
         UnknownNameError: the projector or the objective has no such name.
@@ -32,7 +33,7 @@ class SemanticInjector(nn.Module):
         student_dim: int,
         teacher_dim: int,
         projector: str | nn.Module = "linear",
-        objective: str | Callable[[Tensor, Tensor], Tensor] = "cosine",
+        objective: str | Callable[..., Tensor] = "cosine",
     ) -> None:
         super().__init__()
         if isinstance(projector, str):
@@ -48,7 +49,12 @@ class SemanticInjector(nn.Module):
         self.projector = projector
         self.objective = objective
 
-    def forward(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:
+    @property
+    def takes_weights(self) -> bool:
+        """Whether the objective can let some cells count more than others."""
+        return _takes_weights(self.objective)
+
+    def forward(self, student_map: Tensor, teacher_map: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the objective as a scalar.
 
         The projector follows the caller's autocast; the objective is computed in float32 at least.
@@ -56,15 +62,20 @@ class SemanticInjector(nn.Module):
         Args:
             student_map: (N, student_dim, h, w).
             teacher_map: (N, teacher_dim, h, w), the same images on the same grid.
+            weights: (N, h, w), 0 or above, how much each cell counts; None is the reference's: all alike.
 
         Raises:
-            InputError: the maps differ in images or grid, or have another number of channels than promised.
+            InputError: the maps differ in images or grid, or have another number of channels than promised; the weights
+                are not those of their cells, or the objective takes none.
         """
         self._check(student_map, teacher_map)
         projected = self.project(student_map)
         dtype = torch.promote_types(projected.dtype, torch.float32)
         with torch.autocast(device_type=projected.device.type, enabled=False):
-            return self.objective(projected.to(dtype), teacher_map.to(dtype))
+            if weights is None:
+                return self.objective(projected.to(dtype), teacher_map.to(dtype))
+            self._check_weights(weights, student_map)
+            return self.objective(projected.to(dtype), teacher_map.to(dtype), weights=weights.detach().to(dtype))
 
     def project(self, student_map: Tensor) -> Tensor:
         """Return the student's map (N, student_dim, h, w) at the teacher's width: (N, teacher_dim, h, w)."""
@@ -74,8 +85,8 @@ class SemanticInjector(nn.Module):
 
     def extra_repr(self) -> str:
         """Show what the projector's own line does not: widths and objective."""
-        name = getattr(self.objective, "__name__", type(self.objective).__name__)
-        return f"student_dim={self.student_dim}, teacher_dim={self.teacher_dim}, objective={name}"
+        dims = f"student_dim={self.student_dim}, teacher_dim={self.teacher_dim}"
+        return f"{dims}, objective={_name(self.objective)}"
 
     def _check(self, student_map: Tensor, teacher_map: Tensor) -> None:
         for whose, feature_map, dim in (
@@ -92,3 +103,28 @@ class SemanticInjector(nn.Module):
                 f"student map {tuple(student_map.shape)} and teacher map {tuple(teacher_map.shape)} differ in images "
                 "or grid; ask the teacher for the student's grid: teacher(images, grid=student_map.shape[2:])."
             )
+
+    def _check_weights(self, weights: Tensor, student_map: Tensor) -> None:
+        if not self.takes_weights:
+            able = ", ".join(name for name, objective in OBJECTIVES.items() if _takes_weights(objective))
+            raise InputError(
+                f"weights of the cells, but the objective {_name(self.objective)} takes none. Use one that does "
+                f"({able}, or a function with a parameter `weights`), or an adapter without foreground()."
+            )
+        cells = (student_map.shape[0], *student_map.shape[2:])
+        if weights.shape != cells or weights.device != student_map.device or weights.is_complex():
+            raise InputError(
+                f"weights of shape {tuple(weights.shape)} and type {weights.dtype} on {weights.device}; expected "
+                f"{tuple(cells)}, a number of 0 or above for each cell of the map, on {student_map.device}."
+            )
+
+
+def _takes_weights(objective: Callable[..., Tensor]) -> bool:
+    try:
+        return "weights" in inspect.signature(getattr(objective, "forward", objective)).parameters
+    except ValueError:  # built-in functions may have none
+        return False
+
+
+def _name(objective: Callable[..., Tensor]) -> str:
+    return getattr(objective, "__name__", type(objective).__name__)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
-import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from vfmdistill.errors import InputError, WeightsError
+from vfmdistill.mean_share import MeanShare
 
 Reason = Literal[
     "unchanged",  # the share lies in the window, or λ is too small to be scaled
@@ -20,6 +21,7 @@ Reason = Literal[
     "calibrating",  # ρ is still being measured: λ is held
     "calibrated",  # ρ has just been set: λ is held for the last time
     "no_observation",  # no finite share since the last update: λ is held
+    "by_teacher",  # each teacher has a λ of its own: see `Update.teachers`
 ]
 
 _NO_GRADIENT = 1e-6  # percent
@@ -35,12 +37,15 @@ class Update(NamedTuple):
         weight: λ from here on.
         share: the mean share since the last update in percent, None where there was none.
         reason: why λ moved or stayed.
+        teachers: where each teacher has a λ of its own, what it did to each by name; λ above is then the mean by the
+            teachers' shares of the loss, and the share that of all together.
     """
 
     previous: float
     weight: float
     share: float | None
     reason: Reason
+    teachers: Mapping[str, Update] = MappingProxyType({})
 
 
 class Modulator(Protocol):
@@ -127,7 +132,7 @@ class GradientModulator:
                     f"rho={self.rho}, delta={self.delta}; expected percents with 0 < rho - delta, delta >= 0 and "
                     "rho + delta < 100."
                 )
-        self._shares = _MeanShare()
+        self._shares = MeanShare()
         self._adapting = True
         self._calibrations = 0
         self._calibration_sum = 0.0
@@ -227,7 +232,7 @@ class FixedWeight:
         if not (math.isfinite(weight) and weight >= 0):
             raise InputError(f"weight={weight}; expected a finite number, 0 or above.")
         self.weight = float(weight)
-        self._shares = _MeanShare()
+        self._shares = MeanShare()
 
     def observe(self, share: Tensor | float) -> None:
         """Take the share of one step in percent, as `GradientModulator.observe`."""
@@ -256,44 +261,6 @@ class FixedWeight:
         _check_state(state, self.state_dict())
         self.weight = state["weight"]
         self._shares.load_state_dict(state)
-
-
-class _MeanShare:
-    """Sum and number of the finite shares since the last `take`, kept on the device they come from."""
-
-    def __init__(self) -> None:
-        self._totals = torch.zeros(2, dtype=torch.float64)
-
-    def add(self, share: Tensor | float) -> None:
-        if isinstance(share, Tensor):
-            if share.ndim != 0:
-                raise InputError(f"a share of shape {tuple(share.shape)}; expected a 0-dim tensor or a number.")
-            dtype = torch.float32 if share.device.type == "mps" else torch.float64  # mps has no float64
-            self._totals = self._totals.to(share.device, dtype)
-            share = share.detach().to(dtype)
-        else:
-            share = torch.tensor(share, dtype=self._totals.dtype, device=self._totals.device)
-        observation = torch.stack([share, torch.ones_like(share)])
-        self._totals += torch.where(share.isfinite(), observation, torch.zeros_like(observation))
-
-    def take(self) -> tuple[float, int]:
-        """Return sum and number over all ranks, the same on each, and start anew."""
-        total, count = self._totals.tolist()
-        self._totals = torch.zeros_like(self._totals)
-        if distributed.is_available() and distributed.is_initialized():
-            # As objects, since they must also travel where the backend cannot see the device that they were kept on.
-            parts: list[Any] = [None] * distributed.get_world_size()
-            distributed.all_gather_object(parts, (total, count))
-            total, count = (math.fsum(column) for column in zip(*parts, strict=True))
-        return total, int(count)
-
-    def state_dict(self) -> dict[str, float]:
-        total, count = self._totals.tolist()
-        return {"share_sum": total, "share_count": int(count)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        totals = [state["share_sum"], state["share_count"]]
-        self._totals = torch.tensor(totals, dtype=torch.float64)
 
 
 def _odds(share: float) -> float:

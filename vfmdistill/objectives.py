@@ -1,36 +1,45 @@
 """Objectives: distances between a projected student map and a teacher map.
 
 Each one is a pure function of two maps (N, C, h, w) of the same shape and returns a scalar that is 0 where the student
-has nothing left to learn. Only gradients for the student are meant.
+has nothing left to learn. Only gradients for the student are meant. Those that compare cell by cell take weights
+(N, h, w), 0 or above, and are then the mean by weight over all cells of the batch, 0 where every weight is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def cosine(student: Tensor, teacher: Tensor) -> Tensor:
+def cosine(student: Tensor, teacher: Tensor, weights: Tensor | None = None) -> Tensor:
     """Mean over cells and images of 1 − cos, in [0, 2]: the reference's objective (RT-DETRv4, arXiv 2510.25257)."""
-    return (1 - F.cosine_similarity(student, teacher, dim=1)).mean()
+    if weights is None:
+        return (1 - F.cosine_similarity(student, teacher, dim=1)).mean()
+    return _weighted_mean(1 - F.cosine_similarity(student, teacher, dim=1), weights)
 
 
-def mse(student: Tensor, teacher: Tensor) -> Tensor:
+def mse(student: Tensor, teacher: Tensor, weights: Tensor | None = None) -> Tensor:
     """Mean squared difference (FitNets, arXiv 1412.6550)."""
-    return F.mse_loss(student, teacher)
+    if weights is None:
+        return F.mse_loss(student, teacher)
+    return _weighted_mean(F.mse_loss(student, teacher, reduction="none").mean(dim=1), weights)
 
 
-def smooth_l1(student: Tensor, teacher: Tensor) -> Tensor:
+def smooth_l1(student: Tensor, teacher: Tensor, weights: Tensor | None = None) -> Tensor:
     """Mean smooth L1 difference with its bend at 1 (Fast R-CNN, arXiv 1504.08083)."""
-    return F.smooth_l1_loss(student, teacher)
+    if weights is None:
+        return F.smooth_l1_loss(student, teacher)
+    return _weighted_mean(F.smooth_l1_loss(student, teacher, reduction="none").mean(dim=1), weights)
 
 
 def relational(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference of the cosines between all pairs of cells of an image.
+    """Mean squared difference of the cosines between all pairs of cells of an image: their Gram matrices.
 
-    The pair-wise distillation of arXiv 1903.04197 with every cell as a node. Takes memory for (N, h·w, h·w).
+    The pair-wise distillation of arXiv 1903.04197 with every cell as a node; up to a constant factor the Gram anchoring
+    of DINOv3 (arXiv 2508.10104, section 4). Takes memory for (N, h·w, h·w).
     """
     return F.mse_loss(_cell_similarities(student), _cell_similarities(teacher))
 
@@ -55,7 +64,7 @@ def pearson(student: Tensor, teacher: Tensor) -> Tensor:
     return (1 - F.cosine_similarity(_centred_channels(student), _centred_channels(teacher), dim=1)).mean()
 
 
-OBJECTIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+OBJECTIVES: dict[str, Callable[..., Tensor]] = {
     "cosine": cosine,
     "mse": mse,
     "smooth_l1": smooth_l1,
@@ -63,6 +72,12 @@ OBJECTIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "channel_wise": channel_wise,
     "pearson": pearson,
 }
+
+
+def _weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """(N, h, w) twice -> Σ wv / Σ w, where cells of weight 0 count nothing whatever their value."""
+    counted = torch.where(weights > 0, values * weights, torch.zeros_like(values))
+    return counted.sum() / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
 
 
 def _cell_similarities(feature_map: Tensor) -> Tensor:

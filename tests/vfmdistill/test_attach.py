@@ -224,3 +224,37 @@ def test_a_wrong_input_range_and_a_student_without_parameters_show_at_attach() -
         vfmdistill.attach(nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 32, 32), tap="", input_range="unti")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="nothing to distil into"):
         vfmdistill.attach(nn.ReLU(), nn.Conv2d(3, 4, 32, 32), tap="", probe=torch.zeros(1, 3, 64, 64))
+
+
+def test_each_teacher_may_have_a_weight_of_its_own(student: Classifier) -> None:
+    wide, narrow = Teacher(Wide()), Teacher(Narrow())
+    moving = GradientModulator(5.0, 11.0, 1.0, 20.0)
+    modulators = {narrow.spec.name: 2.0, wide.spec.name: moving}
+    with attach(student, {wide: 3, narrow: 1}, tap="body", modulator=modulators) as distiller:
+        loss = step(student, distiller)
+        metrics = distiller.metrics()
+        first, second = distiller.teachers
+        assert metrics["weight"] == distiller.weight == pytest.approx(0.75 * 5 + 0.25 * 2)
+        assert (metrics[f"weight/{first}"], metrics[f"weight/{second}"]) == (5.0, 2.0)
+        assert metrics[f"share/{first}"] + metrics[f"share/{second}"] == pytest.approx(metrics["share"])
+        assert metrics[f"share/{first}"] > metrics[f"share/{second}"] > 0
+        parts = [metrics[f"semantic_loss/{name}:body"] for name in (first, second)]
+        assert metrics["semantic_loss"] == pytest.approx(0.75 * parts[0] + 0.25 * parts[1])
+        assert loss.isfinite()
+        update = distiller.update()
+        assert update.teachers[first].weight == moving.weight == distiller.modulators[first].weight != 5
+        assert update.teachers[second].weight == 2
+        with pytest.raises(InputError, match="Choose one from `modulators`"):
+            _ = distiller.modulator
+
+
+def test_modulators_that_do_not_fit_the_teachers(student: Classifier) -> None:
+    wide, narrow = Teacher(Wide()), Teacher(Narrow())
+    names = [wide.spec.name, narrow.spec.name]
+    for modulators in ({names[0]: 1.0}, {}, dict.fromkeys([*names, "third"], 1.0)):
+        with pytest.raises(InputError, match="expected one for each of 'Wide', 'Narrow'"):
+            attach(student, {wide: 1, narrow: 1}, tap="body", modulator=modulators)
+    shared = GradientModulator()
+    with pytest.raises(InputError, match="one modulator under several names"):
+        attach(student, {wide: 1, narrow: 1}, tap="body", modulator=dict.fromkeys(names, shared))
+    assert hooks(student) == 0

@@ -224,10 +224,11 @@ def test_resumes_exactly(student: Classifier, modulator: float | None) -> None:
         distiller.update()
         step(student, distiller)
         saved = copy.deepcopy(distiller.state_dict())
-        assert list(saved) == ["injectors", "modulator"]
+        assert list(saved) == ["injectors", "modulator", "teaching"]
         assert all(isinstance(value, Tensor) for value in saved["injectors"].values())
         assert sum(value.numel() for value in saved["injectors"].values()) == 12 * 10 + 10  # nothing of the teacher
-        saved["modulator"] = json.loads(json.dumps(saved["modulator"]))
+        for part in ("modulator", "teaching"):
+            saved[part] = json.loads(json.dumps(saved[part]))
         update = distiller.update()
     torch.manual_seed(1)
     with attach(student, teacher, tap="body", modulator=modulator) as distiller:
@@ -241,7 +242,7 @@ def test_resumes_exactly(student: Classifier, modulator: float | None) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: state.pop("modulator"), r"a distiller state with \['injectors'\]"),
+        (lambda state: state.pop("modulator"), r"a distiller state with \['injectors', 'teaching'\]"),
         (lambda state: state["injectors"].popitem(), "missing .*bias"),
         (lambda state: state["injectors"].update(more=IMAGES), "unexpected more"),
         (
@@ -313,7 +314,7 @@ def test_the_share_needs_no_distiller(student: Classifier) -> None:
 
 
 def test_discarded_gradients_need_no_observation(student: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vfmdistill.distiller._several_processes", lambda: True)
+    monkeypatch.setattr("vfmdistill.observation._several_processes", lambda: True)
     for discards in (True, False):
         with attach(student, Wide(), tap="body") as distiller:
             for _ in range(2):
@@ -328,3 +329,31 @@ def test_discarded_gradients_need_no_observation(student: Classifier, monkeypatc
                 if discards:
                     distiller.discard()
             assert "share" not in distiller.metrics()
+
+
+def test_an_adapter_may_weigh_the_cells(student: Classifier) -> None:
+    class Foreground(ByPathAdapter):
+        weights: Tensor | None = None
+
+        def foreground(self, tap: Tap, feature_map: Tensor, images: Tensor) -> Tensor | None:
+            assert feature_map.shape[0] == images.shape[0]
+            return self.weights
+
+    adapter = Foreground(["body"])
+    with attach(student, Wide(), adapter=adapter, modulator=1.0) as distiller:
+        maps: list[Tensor] = []
+        student.body.register_forward_hook(lambda module, args, output: maps.append(output))
+        losses = []
+        for weights in (None, torch.ones(2, 4, 6), torch.eye(4, 6).repeat(2, 1, 1)):
+            adapter.weights = weights
+            student(IMAGES)
+            loss = distiller.loss(IMAGES)
+            (injector,) = distiller.injectors.values()
+            teacher_map = distiller.teacher(IMAGES, grid=(4, 6)).map
+            cells = 1 - torch.cosine_similarity(injector.project(maps[-1]), teacher_map, dim=1)
+            torch.testing.assert_close(loss, cells[:, range(4), range(4)].mean() if len(losses) == 2 else cells.mean())
+            losses.append(loss)
+        adapter.weights = torch.ones(2, 6, 4)
+        student(IMAGES)
+        with pytest.raises(InputError, match=r"weights of shape \(2, 6, 4\)"):
+            distiller.loss(IMAGES)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ pytestmark = pytest.mark.skipif(
     not (distributed.is_available() and distributed.is_gloo_available()), reason="this build of torch has no gloo"
 )
 
+SHARDS = hasattr(torch.cpu.Stream, "record_event")  # this torch shards on the CPU
 WORLD = 2
 STEPS, EPOCHS = 3, 3
 IMAGES = torch.rand(STEPS, 4, 3, 32, 48, generator=torch.Generator().manual_seed(0))
@@ -147,13 +149,55 @@ def _stepped_without_observe(rank: int) -> dict[str, Any]:
     return messages
 
 
+def _train_with_two_teachers(student: nn.Module, teacher: nn.Module, part: slice) -> dict[str, Any]:
+    """Train with two teachers, each with its own λ, that see every other batch; return what must agree."""
+    other = nn.Conv2d(3, 5, 8, 8)
+    with torch.no_grad():
+        other.weight.copy_(100 * teacher.weight[:5])  # type: ignore[index, operator]
+    teachers = {vfmdistill.Teacher(teacher): 3, vfmdistill.Teacher(other): 1}
+    names = [f"{teacher.spec.name}{suffix}" for teacher, suffix in zip(teachers, ("", "-2"), strict=True)]
+    modulators = {name: GradientModulator(5.0, 11.0, 0.01, 20.0) for name in names}
+    with vfmdistill.attach(
+        student,
+        teachers,
+        tap="body",
+        injector=functools.partial(vfmdistill.SemanticInjector, objective="mse"),
+        modulator=modulators,
+        every=2,
+        probe=IMAGES[0],
+    ) as distiller:
+        optimizer = torch.optim.SGD([*student.parameters(), *distiller.parameters()], lr=1e-3)
+        shares = []
+        for _ in range(4):
+            for images in IMAGES[:, part]:
+                optimizer.zero_grad()
+                (student(images).logsumexp(1).mean() + distiller.loss(images)).backward()
+                distiller.observe()
+                optimizer.step()
+            shares.append([update.share for update in distiller.update().teachers.values()])
+        state = distiller.state_dict()
+        return {
+            "shares": torch.tensor(shares),
+            "weights": torch.tensor([modulator.weight for modulator in modulators.values()]),
+            "batches": state["teaching"]["batches"],
+            "balance": torch.tensor([figures["variance"] for figures in state["teaching"]["balance"].values()]),
+            "injectors": [p.detach().clone() for p in distiller.parameters()],
+        }
+
+
+def _two_teachers(rank: int) -> dict[str, Any]:
+    student, teacher = _parts()
+    return _train_with_two_teachers(DistributedDataParallel(student), teacher, slice(2 * rank, 2 * rank + 2))
+
+
 WORKS = [
     _ddp,
     _ddp_accumulated,
-    _fsdp,
+    *([_fsdp] if SHARDS else []),
     _sharded_replicated_and_plain,
     _different_shares,
     _stepped_without_observe,
+    _two_teachers,
 ]
 
 
@@ -182,7 +226,10 @@ def whole() -> dict[str, Any]:
     return _train(student, teacher, slice(None))
 
 
-@pytest.mark.parametrize("work", ["_ddp", "_ddp_accumulated", "_fsdp"])
+_sharded = pytest.param("_fsdp", marks=pytest.mark.skipif(not SHARDS, reason="this torch shards on no CPU"))
+
+
+@pytest.mark.parametrize("work", ["_ddp", "_ddp_accumulated", _sharded])
 def test_processes_agree_to_the_last_bit(work: str, ranks: list[dict[str, Any]]) -> None:
     first, second = (rank[work] for rank in ranks)
     assert len(set(first["weights"])) == EPOCHS  # λ moved at every update
@@ -191,7 +238,7 @@ def test_processes_agree_to_the_last_bit(work: str, ranks: list[dict[str, Any]])
         torch.testing.assert_close(first[key], second[key], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("work", ["_ddp", "_fsdp"])
+@pytest.mark.parametrize("work", ["_ddp", _sharded])
 def test_processes_do_what_one_does_with_the_joined_batch(
     work: str, ranks: list[dict[str, Any]], whole: dict[str, Any]
 ) -> None:
@@ -224,3 +271,16 @@ def test_stepping_without_observe_is_an_error(optimizer: str, ranks: list[dict[s
     for rank in ranks:
         messages = rank["_stepped_without_observe"]
         assert "Call distiller.observe() after every loss.backward()" in messages[optimizer]
+
+
+def test_two_teachers_are_balanced_and_weighted_alike_in_all_processes(ranks: list[dict[str, Any]]) -> None:
+    first, second = (rank["_two_teachers"] for rank in ranks)
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    assert first["balance"][1] > 1000 * first["balance"][0]
+    student, teacher = _parts()
+    whole = _train_with_two_teachers(student, teacher, slice(None))
+    assert first["batches"] == whole["batches"] == 4 * STEPS
+    # Up to the balance, which knows each process's part of the batch only
+    torch.testing.assert_close(first["balance"], whole["balance"], rtol=0.05, atol=0)
+    torch.testing.assert_close(first["shares"], whole["shares"], rtol=0.05, atol=0)
+    torch.testing.assert_close(first["weights"], whole["weights"], rtol=0.1, atol=0)

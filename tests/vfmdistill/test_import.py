@@ -17,6 +17,7 @@ PUBLIC = {
     "InputError",
     "SemanticInjector",
     "StudentAdapter",
+    "ForegroundAdapter",
     "Tap",
     "Teacher",
     "TeacherFeatures",

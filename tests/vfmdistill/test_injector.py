@@ -94,3 +94,46 @@ def test_objective_is_float32_under_autocast() -> None:
         loss = injector(torch.randn(2, 6, 3, 5), torch.randn(2, 10, 3, 5).bfloat16())
     assert seen == [(torch.float32, torch.float32, False)]
     assert loss.dtype == torch.float32
+
+
+def test_weights_reach_the_objective_in_its_precision() -> None:
+    injector = SemanticInjector(6, 10, objective="mse")
+    student_map, teacher_map = torch.randn(2, 6, 3, 5), torch.randn(2, 10, 3, 5)
+    mask = torch.rand(2, 3, 5) > 0.5
+    expected = mse(injector.project(student_map), teacher_map, weights=mask.float())
+    assert injector.takes_weights
+    for weights in (mask, mask.double(), mask.to(torch.uint8)):
+        torch.testing.assert_close(injector(student_map, teacher_map, weights), expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = injector(student_map, teacher_map, mask.to(torch.bfloat16))
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, expected, rtol=0.02, atol=0.01)
+
+
+def test_own_objectives_take_weights_if_they_say_so() -> None:
+    class Objective(nn.Module):
+        def forward(self, student: torch.Tensor, teacher: torch.Tensor, weights: torch.Tensor | None = None) -> object:
+            return mse(student, teacher, weights)
+
+    maps = torch.randn(2, 6, 3, 5), torch.randn(2, 6, 3, 5)
+    weights = torch.rand(2, 3, 5)
+    own = SemanticInjector(6, 6, projector=nn.Identity(), objective=Objective())
+    assert own.takes_weights
+    assert torch.equal(own(*maps, weights), mse(*maps, weights))
+    assert not SemanticInjector(6, 6, objective=lambda student, teacher: mse(student, teacher)).takes_weights
+    assert SemanticInjector(6, 6, objective=functools.partial(mse)).takes_weights
+
+
+@pytest.mark.parametrize("objective", ["relational", "channel_wise", "pearson"])
+def test_objectives_that_take_no_weights_say_which_do(objective: str) -> None:
+    injector = SemanticInjector(6, 6, objective=objective)
+    maps = torch.randn(2, 6, 3, 5), torch.randn(2, 6, 3, 5)
+    with pytest.raises(InputError, match=rf"objective {objective} takes none.*\(cosine, mse, smooth_l1"):
+        injector(*maps, torch.ones(2, 3, 5))
+
+
+@pytest.mark.parametrize("weights", [torch.ones(2, 5, 3), torch.ones(2, 1, 3, 5), torch.ones(3, 5, device="meta")])
+def test_weights_of_other_cells(weights: torch.Tensor) -> None:
+    injector = SemanticInjector(6, 10)
+    with pytest.raises(InputError, match=r"expected \(2, 3, 5\), a number of 0 or above for each cell .* on cpu"):
+        injector(torch.randn(2, 6, 3, 5), torch.randn(2, 10, 3, 5), weights)

@@ -81,3 +81,61 @@ def test_cosine_survives_an_empty_cell() -> None:
     assert value.item() == 1
     assert student.grad is not None
     assert student.grad.isfinite().all()
+
+
+WEIGHTED = ["cosine", "mse", "smooth_l1"]
+WEIGHTS = torch.tensor([0.0, 1.0, 2.0, 0.5]).repeat(2, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("cosine", (3 * (1 - math.sqrt(0.5)) + 1) / 4),
+        ("mse", (3 * (0 + 1) / 2 + (9 + 4) / 2) / 4),
+        ("smooth_l1", (3 * (0 + 0.5) / 2 + (2.5 + 1.5) / 2) / 4),
+    ],
+)
+def test_weighted_value_computed_by_hand(name: str, expected: float) -> None:
+    value = OBJECTIVES[name](STUDENT, TEACHER, weights=torch.tensor([[[3.0, 1.0]]]))
+    assert value.item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+@pytest.mark.parametrize("weight", [1.0, 1e-3, 40.0])
+def test_cells_of_one_weight_give_the_plain_mean(name: str, weight: float) -> None:
+    student, teacher = (feature_map.double() for feature_map in _maps())
+    weights = torch.full((2, 3, 4), weight, dtype=torch.float64)
+    weighted = OBJECTIVES[name](student, teacher, weights=weights)
+    torch.testing.assert_close(weighted, OBJECTIVES[name](student, teacher))
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_cells_without_weight_are_not_there(name: str) -> None:
+    student, teacher = _maps()
+    student.requires_grad_()
+    weights = torch.zeros(2, 3, 4)
+    weights[:, :2, 1:] = 1
+    value = OBJECTIVES[name](student, teacher, weights=weights)
+    value.backward()
+    torch.testing.assert_close(value, OBJECTIVES[name](student[:, :, :2, 1:], teacher[:, :, :2, 1:]))
+    assert student.grad is not None
+    counted = student.grad.abs().sum(dim=1) > 0
+    assert torch.equal(counted, weights > 0)
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_no_weight_at_all_is_no_loss(name: str) -> None:
+    student, teacher = _maps()
+    student.requires_grad_()
+    value = OBJECTIVES[name](student, teacher, weights=torch.zeros(2, 3, 4))
+    value.backward()
+    assert value == 0
+    assert student.grad is not None
+    assert not student.grad.any()
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_gradient_of_the_weighted_mean(name: str) -> None:
+    student, teacher = (feature_map.double() for feature_map in _maps())
+    objective = OBJECTIVES[name]
+    assert torch.autograd.gradcheck(lambda x: objective(x, teacher, weights=WEIGHTS.double()), student.requires_grad_())

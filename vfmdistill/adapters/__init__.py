@@ -8,10 +8,18 @@ from typing import cast
 from torch import nn
 
 from vfmdistill.adapters.by_path import ByPathAdapter
-from vfmdistill.adapters.protocol import StudentAdapter, Tap
+from vfmdistill.adapters.protocol import ForegroundAdapter, StudentAdapter, Tap
 from vfmdistill.errors import InputError
 
-__all__ = ["ByPathAdapter", "StudentAdapter", "Tap", "check_adapter", "find_adapter", "register_adapter"]
+__all__ = [
+    "ByPathAdapter",
+    "ForegroundAdapter",
+    "StudentAdapter",
+    "Tap",
+    "check_adapter",
+    "find_adapter",
+    "register_adapter",
+]
 
 _registered: list[tuple[Callable[[nn.Module], bool], StudentAdapter]] = []
 

@@ -42,3 +42,22 @@ class StudentAdapter(Protocol):
             CaptureError: the output holds no such map.
         """
         ...
+
+
+@runtime_checkable
+class ForegroundAdapter(Protocol):
+    """A `StudentAdapter` that also says how much each cell of a map counts.
+
+    An adapter sees the images only; one that weighs by boxes is given them before `Distiller.loss`, for example as an
+    attribute that the training loop sets with every batch.
+    """
+
+    def foreground(self, tap: Tap, feature_map: Tensor, images: Tensor) -> Tensor | None:
+        """Return weights (N, h, w), 0 or above, for the cells of a tap's map, or None where all count alike.
+
+        Args:
+            tap: the tap that gave the map.
+            feature_map: (N, C, h, w), what `feature_map` read.
+            images: (N, 3, H, W), the batch that the student saw.
+        """
+        ...

@@ -1,0 +1,87 @@
+"""Observation: whether the gradients of the losses so far have been observed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, distributed, nn
+
+from vfmdistill.errors import DistillError
+
+
+class Observation:
+    """Keeps track of `loss()` and `observe()`, and notices where one is missing.
+
+    Args:
+        parameters: the injectors' parameters, whose gradients several processes have to average.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self._parameters = parameters
+        self._lost = self._observed = False  # since the last update
+        self._awaits = False  # a backward went through a loss, and only this process knows its gradients
+        self._versions: list[int] = []  # of the parameters at the last loss
+        self._skipped = self._noted = False  # since the last observation
+
+    @property
+    def due(self) -> bool:
+        """Whether an observation has something to see: not all losses since the last one were skipped."""
+        return self._noted or not self._skipped
+
+    @property
+    def missed(self) -> bool:
+        """Whether losses were computed since the last update and none was observed."""
+        return self._lost and not self._observed
+
+    def note_loss(self, loss: Tensor) -> None:
+        """Take notice of a loss."""
+        self._lost = self._noted = True
+        if loss.requires_grad and _several_processes():
+            loss.register_hook(self._note_backward)
+
+    def note_skip(self) -> None:
+        """Take notice of a batch that the teachers did not look at."""
+        self._skipped = True
+
+    def done(self) -> None:
+        """Take notice of an observation, also of one that had nothing to see."""
+        self._observed = self._observed or self.due
+        self._awaits = self._skipped = self._noted = False
+
+    def discard(self) -> None:
+        """Forget the losses since the last observation."""
+        self._awaits = self._skipped = self._noted = False
+        self._lost = self._lost and self._observed
+
+    def updated(self) -> None:
+        """Take notice of an update."""
+        self._lost = self._observed = False
+
+    def loaded(self) -> None:
+        """Take notice of injectors that are those of a saved state."""
+        self._awaits = False
+
+    def check(self) -> None:
+        """Raise where an optimizer has seen gradients that the processes have not averaged.
+
+        Its step shows in the parameters' versions, or, as fused optimizers do not count those up, in gradients that
+        are gone.
+
+        Raises:
+            DistillError: it has.
+        """
+        versions = [parameter._version for parameter in self._parameters]
+        used = versions != self._versions or all(parameter.grad is None for parameter in self._parameters)
+        self._versions = versions
+        if self._parameters and self._awaits and used:
+            raise DistillError(
+                "gradients were used without observe(), where the processes average those of the injectors, so the "
+                "injectors now differ between processes. Call distiller.observe() after every loss.backward()."
+            )
+
+    def _note_backward(self, gradient: Tensor) -> None:
+        self._awaits = True
+
+
+def _several_processes() -> bool:
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
