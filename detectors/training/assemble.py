@@ -27,6 +27,7 @@ from .engine import Engine
 from .initial_weights import load_initial_weights
 from .recipe import Recipe
 from .snapshot import FOLDER
+from .teaching import Teachers, attach_teachers, build_teachers, modulator_of
 from .tracker import check_tracker
 from .trainer import Trainer
 
@@ -54,7 +55,7 @@ def assemble(recipe: Recipe) -> Trainer:
     # Before the images are looked through, which takes a while: weights that are not there show at once.
     if recipe.weights is not None and not resumed and not recipe.weights.exists():
         raise WeightsError(f"there is no file or folder {recipe.weights} to start from.")
-    teacher = vfmdistill.Teacher(recipe.teacher, weights=recipe.teacher_weights) if recipe.teacher else None
+    teachers = build_teachers(recipe)
     # A resumed run was looked through when it began; that its boxes are still the same is compared.
     summaries, findings = ([], None) if resumed or not recipe.check_data else _checked(splits, recipe, engine)
     train_data = CocoDataset(*splits[0], invalid_boxes=recipe.invalid_boxes, seed=recipe.seed)
@@ -64,7 +65,7 @@ def assemble(recipe: Recipe) -> Trainer:
     model = _model(recipe, train_data, resumed)
     if recipe.batch_size == "auto":
         recipe = recipe.model_copy(
-            update={"batch_size": _batch_size(recipe, engine, model, teacher, train_data, newest)}
+            update={"batch_size": _batch_size(recipe, engine, model, teachers, train_data, newest)}
         )
     report = None if recipe.weights is None or resumed else load_initial_weights(model, recipe.weights)
     model = engine.place(model)
@@ -72,12 +73,14 @@ def assemble(recipe: Recipe) -> Trainer:
     criterion = detectors.build_criterion(model.spec, num_classes=model.num_classes)
     average = WeightAverage(model, recipe.ema_decay, recipe.ema_warmup_steps)
     distiller = None
-    if teacher is not None:
+    if teachers:
         torch.manual_seed(recipe.seed)  # the projector's weights do not depend on how the model was drawn
-        probe = torch.zeros(1, 3, *recipe.input_size, device=engine.device)
-        distiller = vfmdistill.attach(model, teacher, modulator=_modulator(recipe), probe=probe)
+        distiller = attach_teachers(recipe, model, teachers, modulator_of(recipe))
     try:
-        facts = {"teacher": _described(teacher), "data": [_summary(summary) for summary in summaries]}
+        facts = {
+            "teachers": [_described(teacher) for teacher in teachers],
+            "data": [_summary(summary) for summary in summaries],
+        }
         trainer = Trainer(recipe, engine, model, criterion, train_data, val_data, average, distiller, facts=facts)
     except BaseException:
         if distiller is not None:
@@ -135,7 +138,7 @@ def _batch_size(
     recipe: Recipe,
     engine: Engine,
     model: detectors.Detector,
-    teacher: vfmdistill.Teacher | None,
+    teachers: Teachers,
     data: CocoDataset,
     newest: Path | None,
 ) -> int:
@@ -144,22 +147,11 @@ def _batch_size(
         _, state = read_checkpoint(newest)
         return int(state["recipe"]["batch_size"])
     heaviest = heaviest_images(recipe, data.box_counts)
-    return find_batch_size(recipe, engine, model, teacher, heaviest=heaviest, limit=len(data))
+    return find_batch_size(recipe, engine, model, teachers, heaviest=heaviest, limit=len(data))
 
 
-def _modulator(recipe: Recipe) -> vfmdistill.GradientModulator | vfmdistill.FixedWeight:
-    if recipe.rho == "fixed":
-        return vfmdistill.FixedWeight(recipe.distill_weight)
-    return vfmdistill.GradientModulator(
-        weight=recipe.distill_weight,
-        rho=recipe.rho,
-        delta=None if recipe.rho == "auto" else recipe.delta,
-        default_weight=recipe.distill_default_weight,
-    )
-
-
-def _described(teacher: vfmdistill.Teacher | None) -> dict[str, Any] | None:
-    return None if teacher is None else teacher.spec.model_dump(mode="json", exclude_none=True)
+def _described(teacher: vfmdistill.Teacher) -> dict[str, Any]:
+    return teacher.spec.model_dump(mode="json", exclude_none=True)
 
 
 def _summary(summary: SplitSummary) -> dict[str, Any]:

@@ -104,6 +104,7 @@ class BadSteps:
                 model=dict(weights or model.state_dict()),
                 injectors=None if distiller is None else dict(distiller.injectors.state_dict()),
                 weight=None if distiller is None else distiller.weight,
+                teaching=None if distiller is None else distiller.state_dict()["teaching"],
                 detector={
                     "name": model.spec.name,
                     "num_classes": model.num_classes,

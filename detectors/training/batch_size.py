@@ -8,7 +8,6 @@ import torch
 from torch import distributed
 
 import detectors
-import vfmdistill
 from detectors.detector import Detector
 from vfmdistill.errors import InputError
 
@@ -18,6 +17,7 @@ from .engine import Engine
 from .memory import free_memory
 from .recipe import Recipe
 from .step import TrainStep
+from .teaching import Teachers, attach_teachers
 
 SPARE = 0.1  # part of the memory that is left: sizes that change from batch to batch leave gaps in it
 
@@ -26,7 +26,7 @@ def find_batch_size(
     recipe: Recipe,
     engine: Engine,
     model: Detector,
-    teacher: vfmdistill.Teacher | None,
+    teachers: Teachers,
     *,
     heaviest: Heaviest,
     limit: int,
@@ -57,9 +57,8 @@ def find_batch_size(
     average = WeightAverage(model)  # a run has one beside it
     criterion = detectors.build_criterion(model.spec, num_classes=model.num_classes)
     distiller = None
-    if teacher is not None:
-        probe = torch.zeros(1, 3, *recipe.input_size, device=engine.device)
-        distiller = vfmdistill.attach(model, teacher, modulator=1.0, probe=probe)
+    if teachers:
+        distiller = attach_teachers(recipe, model, teachers, 1.0)
     try:
         step = TrainStep(engine, model, model, criterion, distiller, clip_norm=recipe.clip_norm, seed=recipe.seed)
         injectors = [] if distiller is None else [*distiller.parameters()]

@@ -46,8 +46,28 @@ class Recipe(BaseModel):
     )
 
     # The teacher and its pull
-    teacher: str | None = Field("dinov3_vitb16", description="name of the teacher; 'none' trains without one")
+    teacher: str | None = Field(
+        "dinov3_vitb16",
+        description="name of the teacher, or several with their shares: dinov2_vitb14=2,siglip2_base=1; 'none' trains "
+        "without one",
+    )
     teacher_weights: Path | None = Field(None, description="local file with the teacher's weights")
+    teacher_precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="of the teacher's forward pass; 'auto': half where the device is good at it"
+    )
+    teacher_dense: Literal["tokens", "value"] | None = Field(
+        None, description="how its map is read: last tokens, or the last block's values; None: as suits the teacher"
+    )
+    teacher_blocks: list[PositiveInt] | None = Field(
+        None, description="blocks whose maps are joined, counted from 1; None: the last"
+    )
+    teacher_every: int = Field(1, ge=1, description="steps from one semantic loss to the next")
+    projector: Literal["linear", "mlp", "conv"] = Field(
+        "linear", description="from the student's width to the teacher's"
+    )
+    objective: Literal["cosine", "mse", "smooth_l1", "relational", "channel_wise", "pearson"] = Field(
+        "cosine", description="distance between projected student map and teacher map"
+    )
     distill_weight: float = Field(5.0, gt=0, description="initial λ, what the semantic loss is multiplied with")
     rho: float | Literal["auto", "fixed"] = Field(
         11.0, description="ρ, the wanted gradient share in percent; 'auto' calibrates it, 'fixed' keeps λ as it is"
@@ -138,6 +158,8 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
+        if len(self.teachers) > 1 and self.teacher_weights is not None:
+            raise ValueError("teacher_weights belong to one teacher, and there are several")
         if self.teacher is None and self.teacher_weights is not None:
             raise ValueError("teacher_weights needs a teacher: name the architecture that the file belongs to")
         if self.weights is not None and self.backbone_weights is not None:
@@ -156,6 +178,20 @@ class Recipe(BaseModel):
         if self.batch_size != "auto" and self.batch_size % self.accumulate:
             raise ValueError(f"batch_size {self.batch_size} cannot be taken in {self.accumulate} equal parts")
         return self
+
+    @property
+    def teachers(self) -> dict[str, float]:
+        """The teachers by name, with their shares of the semantic loss."""
+        shares: dict[str, float] = {}
+        for part in self.teacher.split(",") if self.teacher else ():
+            name, _, share = part.partition("=")
+            if name.strip() in shares:
+                raise ValueError(f"teacher {name.strip()!r} is given twice")
+            try:
+                shares[name.strip()] = float(share) if share else 1.0
+            except ValueError:
+                raise ValueError(f"the share of teacher {name.strip()!r} is {share!r}; expected a number") from None
+        return shares
 
     @property
     def stages(self) -> Stages:

@@ -32,6 +32,7 @@ from .engine import Engine
 from .finite_trace import FiniteTrace, describe_faults
 from .recipe import Recipe
 from .step_dump import StepDump
+from .teaching import attach_teachers, build_teachers
 
 SHOWN = 10  # names of parameters
 
@@ -187,14 +188,13 @@ def _detector(dump: StepDump) -> detectors.Detector:
 
 
 def _attach(dump: StepDump, recipe: Recipe, model: detectors.Detector) -> vfmdistill.Distiller:
-    device = next(model.parameters()).device
     try:
-        teacher = vfmdistill.Teacher(recipe.teacher or "", weights=recipe.teacher_weights)
+        teachers = build_teachers(recipe)
     except DistillError as error:
         raise InputError(f"{error} Name its file with --teacher-weights, or leave it out with --no-teacher.") from error
-    probe = torch.zeros(1, 3, *recipe.input_size, device=device)
-    distiller = vfmdistill.attach(model, teacher, modulator=dump.weight, probe=probe)
-    distiller.injectors.load_state_dict(dump.injectors or {})
+    distiller = attach_teachers(recipe, model, teachers, 0.0 if dump.weight is None else dump.weight)
+    told = {"injectors": dump.injectors or {}, "teaching": dump.teaching or {}}
+    distiller.load_state_dict(distiller.state_dict() | told)
     return distiller
 
 

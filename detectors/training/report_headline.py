@@ -11,7 +11,7 @@ def headline(run: RunFiles) -> Html:
     """Return the name of the run, how far it got, and its main figures."""
     facts = run.settings
     state = "finished" if run.finished else f"not finished: {run.done} of {run.planned} epochs"
-    teacher = (run.facts.get("teacher") or {}).get("name") or facts.get("teacher")
+    teacher = ", ".join(str(spec.get("name")) for spec in run.facts.get("teachers") or []) or facts.get("teacher")
     about = [f"trained on {facts['data']}"] if facts.get("data") else []
     if facts:
         about.append(f"with {teacher} as teacher" if teacher else "without a teacher")

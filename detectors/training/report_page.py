@@ -45,7 +45,7 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
             "div",
             report_settings.parameter_groups(run),
             report_settings.data(run),
-            report_settings.teacher(run),
+            report_settings.teachers(run),
             report_settings.cost(run),
             report_settings.environment(run),
             class_="columns",

@@ -92,12 +92,15 @@ def _amount(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else _written(value)
 
 
-def teacher(run: RunFiles) -> Html:
-    """Return the teacher and its licence; nothing without one."""
-    spec = run.facts.get("teacher") or {}
+def teachers(run: RunFiles) -> Html:
+    """Return the teachers and their licences; nothing without one."""
+    specs = run.facts.get("teachers") or []
     return section(
-        "Teacher",
-        pairs((_words("licence" if name == "license" else name), _amount(value)) for name, value in spec.items()),
+        "Teacher" if len(specs) == 1 else "Teachers",
+        *(
+            pairs((_words("licence" if name == "license" else name), _amount(value)) for name, value in spec.items())
+            for spec in specs
+        ),
         note="Used in training only: the trained detector holds nothing of it. The licence is that of its weights, as "
         "the place that they come from states it.",
     )

@@ -119,7 +119,8 @@ def _state(trainer: Trainer) -> dict[str, Any]:
         "versions": {"vfmdistill": vfmdistill.__version__, "torch": torch.__version__},
     }
     if trainer.distiller is not None:
-        state["modulator"] = trainer.distiller.state_dict()["modulator"]
+        told = trainer.distiller.state_dict()
+        state["modulator"], state["teaching"] = told["modulator"], told["teaching"]
         state["teacher"] = trainer.recipe.teacher
     return state
 
@@ -189,8 +190,8 @@ def restore(trainer: Trainer, path: Path) -> None:
     _check_fits(trainer, state, path)
     _load(trainer, tensors)
     if trainer.distiller is not None:
-        injectors = tensors["injectors"]
-        trainer.distiller.load_state_dict({"injectors": injectors, "modulator": state["modulator"]})
+        told = {"modulator": state["modulator"], "teaching": state["teaching"]}
+        trainer.distiller.load_state_dict({"injectors": tensors["injectors"], **told})
     trainer.engine.load_scaler_state(state["grad_scaler"])
     trainer.epoch, trainer.step = state["epoch"], state["step"]
     trainer.average.load_state(state["ema"])

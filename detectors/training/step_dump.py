@@ -41,6 +41,7 @@ class StepDump:
         model: the detector's weights and buffers before the first forward.
         injectors: the injectors' weights; None without a teacher.
         weight: λ; None without a teacher.
+        teaching: what the distiller knew of its teachers before the step; None without one.
         detector: how the detector is built: `name`, `num_classes`, `class_names` and `options`.
         recipe: of the run.
         device: kind of device that it was computed on, for example "cuda".
@@ -59,6 +60,7 @@ class StepDump:
     model: dict[str, Tensor]
     injectors: dict[str, Tensor] | None
     weight: float | None
+    teaching: dict[str, Any] | None
     detector: dict[str, Any]
     recipe: Recipe
     device: str
@@ -115,7 +117,7 @@ class StepDump:
             raise InputError(f"{path} is damaged: {type(error).__name__}: {error}.") from None
 
 
-_PLAIN = ("step", "epoch", "rank", "processes", "reason", "weight", "detector", "device", "threads")
+_PLAIN = ("step", "epoch", "rank", "processes", "reason", "weight", "teaching", "detector", "device", "threads")
 
 
 def _text(value: float) -> float | str:

@@ -269,7 +269,8 @@ class Trainer:
         figures: dict[str, Any] = {"epoch": epoch, **self.meter.means(), "bad_steps": self.bad_steps.count}
         if self.distiller is not None:
             if "loss_semantic" in figures:
-                figures["semantic_loss"] = figures["loss_semantic"] / self.distiller.weight
+                # Of the steps on which the teacher looked: on the others it is 0.
+                figures["semantic_loss"] = figures["loss_semantic"] * self.recipe.teacher_every / self.distiller.weight
             update = self.distiller.update()
             figures |= {"weight": update.previous, "share": update.share, "next_weight": update.weight}
             figures["modulation"] = str(update.reason)

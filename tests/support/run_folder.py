@@ -61,7 +61,7 @@ def facts(**recipe: Any) -> dict[str, Any]:
         "recipe": chosen.model_dump(mode="json"),
         "environment": ENVIRONMENT,
         "command": "python train.py --epochs 8",
-        "teacher": spec if chosen.teacher else None,
+        "teachers": [spec] if chosen.teacher else [],
         "data": [
             {"annotation_file": f"cards/{split}.json", "images": 1840, "class_names": ["dog", "leash", "unicorn"]}
             for split in ("train", "val")

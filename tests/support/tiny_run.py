@@ -31,11 +31,11 @@ STEPS = 3  # of an epoch: 13 images in batches of 4
 class TinyTeacher(nn.Module):
     """A frozen random network of stride 32."""
 
-    def __init__(self) -> None:
+    def __init__(self, seed: int = 7, size: float = 1.0) -> None:
         super().__init__()
-        generator = torch.Generator().manual_seed(7)
+        generator = torch.Generator().manual_seed(seed)
         self.embed = nn.Conv2d(3, 16, kernel_size=32, stride=32, bias=False)
-        self.embed.weight = nn.Parameter(torch.randn(16, 3, 32, 32, generator=generator) / 55)
+        self.embed.weight = nn.Parameter(size * torch.randn(16, 3, 32, 32, generator=generator) / 55)
 
     def forward(self, images: Tensor) -> Tensor:
         out: Tensor = self.embed(images)
@@ -43,11 +43,12 @@ class TinyTeacher(nn.Module):
 
 
 def register_tiny_teacher() -> None:
-    """Make the teacher known as "tiny"."""
+    """Make the teacher known as "tiny", and one with larger features as "tiny2"."""
     spec = vfmdistill.TeacherSpec(
         name="tiny", family="tests", backend="module", model_id="tiny", patch_size=32, embed_dim=16, params=49_152
     )
     vfmdistill.register_teacher(spec, lambda *_: TinyTeacher())
+    vfmdistill.register_teacher(spec.model_copy(update={"name": "tiny2"}), lambda *_: TinyTeacher(8, 50.0))
 
 
 def tiny_recipe(data: Path | str, output: Path | str, **overrides: Any) -> Recipe:

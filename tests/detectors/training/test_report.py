@@ -108,7 +108,7 @@ def test_many_classes_stand_in_two_tables(tmp_path: Path) -> None:
 def test_names_from_data_stay_text(tmp_path: Path) -> None:
     evil = """</td><script>alert(1)</script><img src="https://example.com/x" onerror='x'>&amp;"""
     given = facts(data=evil, output=evil)
-    given |= {"command": evil, "teacher": {"name": evil, "license": evil}, "parameter_groups": [{"name": evil}],
+    given |= {"command": evil, "teachers": [{"name": evil, "license": evil}], "parameter_groups": [{"name": evil}],
               "data": [{evil: evil, "class_names": [evil]}], "environment": {"versions": {evil: evil},
               "hardware": {"cpu": evil, "gpus": [{"name": evil, "memory": 1}]}, "platform": evil}}  # fmt: skip
     begin_run(tmp_path, given)

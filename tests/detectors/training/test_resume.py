@@ -75,6 +75,19 @@ def test_killed_and_resumed(toy: Path, tmp_path: Path, undisturbed: dict[str, by
     assert [name for name in ours if ours[name] != undisturbed[name]] == []
 
 
+def test_several_teachers_that_look_at_every_other_batch_are_resumed(toy: Path, tmp_path: Path) -> None:
+    teaching = {"teacher": "tiny=2,tiny2", "objective": "mse", "teacher_every": 2, "epochs": 2, "dense_until": 1}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert run(toy, whole, **teaching).returncode == 0
+    assert run(toy, broken, **teaching, kill_at=["step", 5]).returncode == -signal.SIGKILL
+    resumed = run(toy, broken, **teaching, resume=True)
+    assert resumed.returncode == 0, resumed.stderr
+    ours, expected = files(broken), files(whole)
+    assert [name for name in ours.keys() | expected.keys() if ours.get(name) != expected.get(name)] == []
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["semantic_loss"] * line["weight"] / 2 == pytest.approx(line["loss_semantic"]) for line in lines)
+
+
 @pytest.mark.parametrize(
     ("number", "stop_at", "saved"),
     [

@@ -1,0 +1,65 @@
+"""Teachers of a run: built by its recipe, and attached to its model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TypeAlias
+
+import torch
+
+import vfmdistill
+from detectors.detector import Detector
+from vfmdistill.modulator import Modulator
+
+from .recipe import Recipe
+
+Teachers: TypeAlias = Mapping[vfmdistill.Teacher, float]
+
+_DTYPES = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def build_teachers(recipe: Recipe) -> Teachers:
+    """Return a recipe's teachers with their shares of the semantic loss; none if it trains without.
+
+    Raises:
+        UnknownNameError: there is no such teacher.
+        WeightsError: the weights of one cannot be had or do not fit.
+        InputError: a teacher cannot be read out as the recipe wants.
+    """
+    return {
+        vfmdistill.Teacher(
+            name,
+            weights=recipe.teacher_weights,
+            dtype=_DTYPES[recipe.teacher_precision],
+            dense=recipe.teacher_dense,
+            blocks=recipe.teacher_blocks,
+        ): share
+        for name, share in recipe.teachers.items()
+    }
+
+
+def attach_teachers(
+    recipe: Recipe, model: Detector, teachers: Teachers, modulator: Modulator | float
+) -> vfmdistill.Distiller:
+    """Attach teachers to the model of a run, on whose device it has to be."""
+    return vfmdistill.attach(
+        model,
+        teachers,
+        injector=partial(vfmdistill.SemanticInjector, projector=recipe.projector, objective=recipe.objective),
+        modulator=modulator,
+        every=recipe.teacher_every,
+        probe=torch.zeros(1, 3, *recipe.input_size, device=next(model.parameters()).device),
+    )
+
+
+def modulator_of(recipe: Recipe) -> vfmdistill.GradientModulator | vfmdistill.FixedWeight:
+    """Return what decides λ in a run."""
+    if recipe.rho == "fixed":
+        return vfmdistill.FixedWeight(recipe.distill_weight)
+    return vfmdistill.GradientModulator(
+        weight=recipe.distill_weight,
+        rho=recipe.rho,
+        delta=None if recipe.rho == "auto" else recipe.delta,
+        default_weight=recipe.distill_default_weight,
+    )
