@@ -23,7 +23,7 @@ lint: $(INSTALLED)
 
 types: $(INSTALLED)
 	$(RUN) -m mypy --strict vfmdistill
-	$(RUN) -m mypy detectors examples
+	$(RUN) -m mypy detectors examples benchmarks
 
 # One thread a worker: two workers on two cores, without fighting over them
 test: lint types

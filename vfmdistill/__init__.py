@@ -6,6 +6,7 @@ from vfmdistill.adapters import ByPathAdapter, ForegroundAdapter, StudentAdapter
 from vfmdistill.attach import attach
 from vfmdistill.distiller import Distiller
 from vfmdistill.errors import CaptureError, DistillError, InputError, UnknownNameError, WeightsError
+from vfmdistill.feature_cache import FeatureCache
 from vfmdistill.gradients import gradient_share
 from vfmdistill.injector import SemanticInjector
 from vfmdistill.modulator import FixedWeight, GradientModulator, Update
@@ -18,6 +19,7 @@ __all__ = [
     "Distiller",
     "Teacher",
     "TeacherFeatures",
+    "FeatureCache",
     "TeacherSpec",
     "list_teachers",
     "teacher_spec",

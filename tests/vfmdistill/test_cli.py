@@ -102,7 +102,7 @@ def test_no_name_and_no_licence_is_cut_in_a_file(capsys: pytest.CaptureFixture[s
 
 @pytest.mark.parametrize(
     ("pattern", "names"),
-    [("tiny_a", ["tiny_a"]), ("iny", ["tiny_a", "tiny_b"]), ("tiny_?", ["tiny_a", "tiny_b"]), ("*_b", ["tiny_b"])],
+    [("tiny_a", ["tiny_a"]), ("iny_", ["tiny_a", "tiny_b"]), ("tiny_?", ["tiny_a", "tiny_b"]), ("ti*_b", ["tiny_b"])],
 )
 def test_a_filter_is_a_part_or_a_pattern(pattern: str, names: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["teachers", pattern, "--json"]) == 0

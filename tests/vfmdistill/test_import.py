@@ -12,6 +12,7 @@ PUBLIC = {
     "CaptureError",
     "DistillError",
     "Distiller",
+    "FeatureCache",
     "FixedWeight",
     "GradientModulator",
     "InputError",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vfmdistill.teachers.catalog import CATALOG, TeacherSpec
-from vfmdistill.teachers.on_disk import _timm_repository, weights_on_disk
+from vfmdistill.teachers.on_disk import weights_on_disk
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
@@ -39,12 +39,6 @@ def spec(backend: str, model_id: str) -> TeacherSpec:
     ("backend", "model_id", "repository", "file"),
     [
         ("timm", "vit_small_patch14_dinov2.lvd142m", "timm/vit_small_patch14_dinov2.lvd142m", "model.safetensors"),
-        (
-            "timm",
-            "vit_base_patch16_clip_quickgelu_224.openai",
-            "timm/vit_base_patch16_clip_224.openai",
-            "pytorch_model.bin",
-        ),
         ("transformers", "google/vit", "google/vit", "model.safetensors.index.json"),
         (
             "open_clip",
@@ -75,10 +69,11 @@ def test_a_module_of_ones_own_has_no_published_weights(cache: Path) -> None:
     assert weights_on_disk(spec("module", "mine")) is None
 
 
-@pytest.mark.parametrize("name", [name for name, row in CATALOG.items() if row.backend == "timm" and not row.package])
-def test_the_repository_is_the_one_that_timm_names(name: str) -> None:
-    from timm.models import get_pretrained_cfg
-
-    config = get_pretrained_cfg(CATALOG[name].model_id)
-    assert config is not None
-    assert _timm_repository(CATALOG[name].model_id) == config.hf_hub_id
+@pytest.mark.parametrize("name", ["clip_vitb16_openai", "mobileclip_b", "coca_vitb32"])
+def test_a_row_of_the_catalogue_knows_its_repository(name: str, cache: Path) -> None:
+    row = CATALOG[name]
+    assert row.repository is not None
+    file = "open_clip_model.safetensors" if row.backend == "open_clip" else "model.safetensors"
+    assert weights_on_disk(row) is None
+    path = put(cache, row.repository, file)
+    assert weights_on_disk(row) == path

@@ -166,7 +166,7 @@ class TestFiles:
 
     def test_a_file_of_something_else(self, tmp_path: Path) -> None:
         torch.save({"weight": torch.ones(2)}, tmp_path / "other.pt")
-        with pytest.raises(WeightsError, match=r"none of its 1 tensors begins with 'visual.'"):
+        with pytest.raises(WeightsError, match="None of their names is known here"):
             open_clip_backend.load(teacher_spec(TINY), True, tmp_path / "other.pt")
 
 

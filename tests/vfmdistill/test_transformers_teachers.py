@@ -40,6 +40,7 @@ HIERARCHICAL = {
         "num_heads": [1, 2],
         "image_size": [64, 64],
         "num_query_pool": 1,
+        "masked_unit_size": [2, 2],  # as wide as all pooling together, as in the published networks
     },
 }
 

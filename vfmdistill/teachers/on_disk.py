@@ -28,9 +28,9 @@ def weights_on_disk(spec: TeacherSpec) -> Path | None:
         except WeightsError:
             return None
     if spec.backend == "timm":
-        return _cached(_timm_repository(spec.model_id), _FILES)
+        return _cached(spec.repository or f"timm/{spec.model_id}", _FILES)
     if spec.backend == "open_clip":
-        repository, file = _open_clip_repository(spec.model_id)
+        repository, file = (spec.repository, "") if spec.repository else _open_clip_repository(spec.model_id)
         return _cached(repository, (file,) if file else _OPEN_CLIP_FILES)
     if spec.backend == "transformers":
         return _cached(spec.model_id, _FILES)
@@ -46,14 +46,6 @@ def _cached(repository: str, files: tuple[str, ...]) -> Path | None:
         if isinstance(path, str):
             return Path(path)
     return None
-
-
-def _timm_repository(model_id: str) -> str:
-    """Return the hub's repository for a timm model, without importing timm, which takes seconds.
-
-    timm keeps its copies under their own names, those for "quick" GELU with the ordinary ones.
-    """
-    return f"timm/{model_id.replace('_clip_quickgelu_', '_clip_')}"
 
 
 def _open_clip_repository(model_id: str) -> tuple[str, str]:

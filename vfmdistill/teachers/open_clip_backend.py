@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vfmdistill.errors import InputError, WeightsError, unknown_name
 from vfmdistill.teachers.files import load_strictly, read_state_dict
 from vfmdistill.teachers.hub import hub_weights
+from vfmdistill.teachers.key_maps_open_clip import to_open_clip_names
 from vfmdistill.teachers.open_clip_features import OpenClipFeatures
 from vfmdistill.teachers.readout import Readout
 from vfmdistill.teachers.spec import TeacherSpec
 
 _FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-_TOWER = "visual."
 
 
 def load(spec: TeacherSpec, pretrained: bool, weights: Path | None, readout: Readout | None = None) -> nn.Module:
@@ -27,7 +27,7 @@ def load(spec: TeacherSpec, pretrained: bool, weights: Path | None, readout: Rea
     Args:
         spec: the teacher; its ``model_id`` is MODEL/TAG.
         pretrained: take the published weights, from the hub's cache or the hub; else random ones.
-        weights: a file to take instead, a checkpoint of open_clip.
+        weights: a file to take instead, in the naming of open_clip, OpenAI, timm or transformers.
         readout: which features make the map; by default the last block's tokens.
 
     Raises:
@@ -48,7 +48,7 @@ def load(spec: TeacherSpec, pretrained: bool, weights: Path | None, readout: Rea
     with torch.random.fork_rng(devices=[], enabled=state is not None):
         tower = _tower(config, model, tag)
     if path is not None and state is not None:
-        load_strictly(tower, _of_the_tower(state, path), spec.name, path)
+        load_strictly(tower, to_open_clip_names(state, tower), spec.name, path)
     return OpenClipFeatures(tower, readout, spec.name)
 
 
@@ -127,17 +127,6 @@ def _tower(config: dict[str, Any], model: str, tag: str) -> Any:
     quick = bool(config.get("quick_gelu") or _pretrained_config(model, tag).get("quick_gelu") or tag == "openai")
     tower: Any = _build_vision_tower(config["embed_dim"], config["vision_cfg"], quick)
     tower.proj = None
-    return tower
-
-
-def _of_the_tower(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    tower = {key.removeprefix(_TOWER): tensor for key, tensor in state.items() if key.startswith(_TOWER)}
-    if not tower:
-        raise WeightsError(
-            f"weights file {str(path)!r} is no checkpoint of open_clip: none of its {len(state)} tensors begins with "
-            f"{_TOWER!r}, as those of an image tower do. Give the file that open_clip saves or downloads."
-        )
-    tower.pop("proj", None)
     return tower
 
 
