@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from vfmdistill.injector import SemanticInjector
 from vfmdistill.modulation import Modulation
 from vfmdistill.modulator import FixedWeight, GradientModulator, Modulator
 from vfmdistill.overlap import choose_stream
+from vfmdistill.steps import Steps
 from vfmdistill.student_maps import StudentMaps
 from vfmdistill.tapping import adapter_and_taps, probe_images, student_dims
 from vfmdistill.teacher import InputRange, Teacher, check_input_range
@@ -73,11 +73,11 @@ def attach(
             its part of the share (`Modulation`).
         input_range: what the images given to `Distiller.loss` hold: "unit" (RGB in [0, 1]), "imagenet" (normalised by
             its mean and standard deviation), "uint8", or a pair (mean, std).
-        every: the teachers look at the first of so many batches; on the others the semantic loss is 0, so that with
-            one λ the pull is as many times weaker. Each call of `Distiller.loss` is one batch.
+        every: the teachers look at the first of so many steps; on the others the semantic loss is 0, so that with the
+            same λ the pull is as many times weaker.
         overlap: on CUDA the teachers start when the student gets its images, on a stream beside it, if `loss` is given
-            the very tensor that the student was (else they run in `loss`); False turns that off. Elsewhere they always
-            run in `loss`.
+            the very tensor that the student was (else they run in `loss`, as on other devices); False turns that off.
+            A student that is compiled after attaching runs without.
         probe: a batch (N, 3, H, W) that the student can take, at best like those it will see; None is one image of
             zeros, 224 × 224.
 
@@ -87,6 +87,8 @@ def attach(
         CaptureError: the tap does not fire, or gives nothing that can be read as a map.
     """
     check_input_range(input_range)
+    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+        raise InputError(f"every={every!r}; expected 1 (the teachers look at every step) or a larger whole number.")
     core = _unwrapped(student)
     if next(core.parameters(), None) is None:
         raise InputError("the student has no parameters, so there is nothing to distil into.")
@@ -98,7 +100,9 @@ def attach(
         if not isinstance(modulator, Mapping):
             modulator = _modulator(modulator, taps)
         dims = student_dims(core, adapter, taps, images)
-        teaching = Teaching(_teachers(teacher, core), input_range, device, every)
+        trained = [p for tap in taps for p in tap.module.parameters() if p.requires_grad]
+        steps = Steps(trained or [p for p in core.parameters() if p.requires_grad])
+        teaching = Teaching(_teachers(teacher, core), input_range, device, every, steps)
         if isinstance(modulator, Mapping):
             modulator = _modulators(modulator, taps, teaching)
         injectors = _injectors(injector, teaching, dict(zip(taps, dims, strict=True)), core)
@@ -156,22 +160,27 @@ def _teachers(teacher: TeacherSource | Mapping[Any, float], student: nn.Module) 
     """Return the teachers on the student's device, with shares that add up to 1, by different names."""
     sources: list[tuple[Any, float]] = list(teacher.items()) if isinstance(teacher, Mapping) else [(teacher, 1.0)]
     shares = [share for _, share in sources]
-    if not sources or not all(math.isfinite(share) and share > 0 for share in shares):
+    if not sources or not all(_is_number(share) and math.isfinite(share) and share > 0 for share in shares):
         raise InputError(f"teacher shares {shares}; expected one or more finite numbers above 0.")
     trained = {id(parameter) for parameter in student.parameters()}
     teachers: dict[str, tuple[Teacher, float]] = {}
-    names: Counter[str] = Counter()
     for source, share in sources:
         if not isinstance(source, str | nn.Module):
             raise InputError(f"teacher: a {type(source).__name__}; expected a name, a Teacher or a torch.nn.Module.")
         if isinstance(source, nn.Module) and any(id(parameter) in trained for parameter in source.parameters()):
             raise InputError("the teacher has parameters of the student, and teachers are frozen; give a deep copy.")
         built = source if isinstance(source, Teacher) else Teacher(source)
-        names[built.spec.name] += 1
-        count = names[built.spec.name]
-        name = built.spec.name if count == 1 else f"{built.spec.name}-{count}"
+        name = built.spec.name
+        count = 1
+        while name in teachers:
+            count += 1
+            name = f"{built.spec.name}-{count}"
         teachers[name] = (built.to(device_of(student)), share / sum(shares))
     return teachers
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _injectors(

@@ -11,7 +11,7 @@ from torch import Tensor, distributed
 from vfmdistill.errors import WeightsError
 
 _WINDOW = 1000  # losses: the mean is that of all until then, and forgets at this rate from then on
-_SMALLEST_VARIANCE = 1e-12
+_SMALLEST_VARIANCE = 1e-8  # as a part of the mean square: what rounding makes of a map that is constant
 
 
 class FeatureBalance:
@@ -22,9 +22,9 @@ class FeatureBalance:
     2410.01680), the variance is the mean over channels of each channel's variance over cells and images. Objectives
     that do not see the scale, as the cosine, see no difference.
 
-    The number follows the maps with a delay of one step, so that a step that is given up leaves nothing behind; the
-    first step goes by its own maps. Nothing is read from the device. Where torch.distributed runs, `settle` shares the
-    figures in one small all-reduce, so that from then on the numbers are the same on all processes.
+    The number follows the maps with a delay of one step; the first step goes by its own maps. Nothing is read from the
+    device. Where torch.distributed runs, `settle` shares the figures in one small all-reduce, so that from then on the
+    numbers are the same on all processes.
 
     Args:
         teachers: the teachers' names.
@@ -38,32 +38,45 @@ class FeatureBalance:
 
     def add(self, maps: Mapping[str, Tensor]) -> None:
         """Take in one map (N, C, h, w) of each teacher; one that is not finite is left out."""
-        if not _several_hold_them():
-            self.settle()  # nobody may ever call it
         variances = torch.stack([_variance(maps[name]) for name in self._teachers])
         finite = variances.isfinite()
-        self._unsettled += torch.stack([torch.where(finite, variances, torch.zeros_like(variances)), finite.float()])
+        self._unsettled = self._unsettled + torch.stack(
+            [torch.where(finite, variances, torch.zeros_like(variances)), finite.float()]
+        )
 
     def settle(self) -> None:
         """Move the running figures by the maps since the last time; every process must call it."""
-        if _several_hold_them():
+        if distributed.is_available() and distributed.is_initialized():
+            self._unsettled = self._unsettled.clone()
             distributed.all_reduce(self._unsettled)
         variance, seen = self._latest()
         self._counts = self._counts + seen
         rate = seen / self._counts.clamp(min=1, max=_WINDOW)
         self._variances = torch.lerp(self._variances, variance, rate)
-        self.forget()
-
-    def forget(self) -> None:
-        """Forget the maps since the last time."""
         self._unsettled = torch.zeros_like(self._unsettled)
 
+    def settle_alone(self) -> None:
+        """`settle` where only one process trains, so that it need not be called there; elsewhere do nothing."""
+        if not (distributed.is_available() and distributed.is_initialized()):
+            self.settle()
+
+    def snapshot(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what `restore` takes. Costs nothing: the tensors are replaced, never written to."""
+        return self._variances, self._counts, self._unsettled
+
+    def restore(self, snapshot: tuple[Tensor, Tensor, Tensor]) -> None:
+        """Become what the snapshot was taken of."""
+        self._variances, self._counts, self._unsettled = snapshot
+
     def scaled(self, name: str, feature_map: Tensor) -> Tensor:
-        """Return a teacher's map divided by its running standard deviation, in float32 at least."""
+        """Return a teacher's map divided by its running standard deviation, in float32 at least.
+
+        Before any map was seen, and where all were zero, it is divided by 1.
+        """
         index = self._teachers.index(name)
         variance = torch.where(self._counts > 0, self._variances, self._latest()[0])[index]
         dtype = torch.promote_types(feature_map.dtype, torch.float32)
-        return feature_map.to(dtype) / variance.clamp(min=_SMALLEST_VARIANCE).sqrt()
+        return feature_map.to(dtype) / torch.where(variance > 0, variance, torch.ones_like(variance)).sqrt()
 
     def _latest(self) -> tuple[Tensor, Tensor]:
         """Return the mean variances of the maps since the last time, and 1 where there were any, else 0."""
@@ -87,20 +100,18 @@ class FeatureBalance:
         Raises:
             WeightsError: the state belongs to other teachers.
         """
-        if state.keys() != set(self._teachers):
+        if not isinstance(state, Mapping) or state.keys() != set(self._teachers):
             raise WeightsError(
-                f"the feature balance of {sorted(state) or 'one teacher'}; expected that of {sorted(self._teachers)}. "
-                "Attach with the teachers that the state was saved from."
+                f"a feature balance of {sorted(state) if isinstance(state, Mapping) else state!r}; expected that of "
+                f"{sorted(self._teachers)}. Attach with the teachers that the state was saved from."
             )
         figures = [[state[name][key] for name in self._teachers] for key in ("variance", "count")]
         self._variances, self._counts = torch.tensor(figures, device=self._variances.device).unbind()
-        self.forget()
+        self._unsettled = torch.zeros_like(self._unsettled)
 
 
 def _variance(feature_map: Tensor) -> Tensor:
     """(N, C, h, w) -> the mean over channels of their variances over cells and images, 0-dim float32."""
-    return feature_map.detach().float().var(dim=(0, 2, 3), correction=0).mean()
-
-
-def _several_hold_them() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
+    feature_map = feature_map.detach().float()
+    variance = feature_map.var(dim=(0, 2, 3), correction=0).mean()
+    return torch.maximum(variance, _SMALLEST_VARIANCE * feature_map.square().mean())

@@ -43,10 +43,14 @@ class Capture:
             raise CaptureError(f"tap {self.name!r} gave nothing since the last loss: {reason}")
         return output
 
+    def forget(self) -> None:
+        """Forget what was captured."""
+        self._output, self._nothing = None, _NO_FORWARD
+
     def remove(self) -> None:
         """Take the hook off the module and forget what was captured. May be called again."""
         self._handle.remove()
-        self._output = None
+        self.forget()
 
     def store(self, output: Any, is_training: bool) -> None:
         """Keep an output of the module if it can be trained on, else the reason why not."""

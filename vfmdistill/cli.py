@@ -194,7 +194,10 @@ def _device(name: str | None) -> str:
 
 
 def _console(stderr: bool = False) -> Console:
-    from rich.console import Console
+    try:
+        from rich.console import Console
+    except ImportError as error:
+        raise DistillError("the package rich is missing, which draws tables: pip install rich.") from error
 
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
     return Console(stderr=stderr, width=None if terminal else _LINE, markup=False, emoji=False, highlight=False)

@@ -80,6 +80,11 @@ class Distiller:
         return self._modulation.shared
 
     @property
+    def looks(self) -> bool:
+        """Whether the teachers looked at the latest batch; with ``every=k`` they do not look at all."""
+        return self._teaching.looks
+
+    @property
     def weight(self) -> float:
         """λ, what the semantic loss is multiplied with; if each teacher has its own, their mean by shares."""
         return self._modulation.weight
@@ -87,7 +92,8 @@ class Distiller:
     def loss(self, images: Tensor) -> Tensor:
         """Return λ × the semantic loss of the student's latest training forward, a scalar.
 
-        With ``every=k`` it is 0 on all but the first of k calls, and what follows then teaches λ nothing.
+        With ``every=k`` it is 0 on all but the first of k steps, which then teach λ nothing. Losses between which
+        there is neither `observe()` nor an optimizer's step belong to one step.
 
         Args:
             images: (N, 3, H, W), the batch of that forward, in the `input_range` given to `attach`.
@@ -145,9 +151,10 @@ class Distiller:
     def discard(self) -> None:
         """Forget the latest loss and its gradients: they are thrown away, for example because they are not finite.
 
-        For steps that are given up after `backward()` and before `observe()`; λ learns nothing from them, and with
-        ``every=k`` they do not count.
+        For steps that are given up before the optimizer's step. From those that were not observed λ learns nothing;
+        with ``every=k`` none of them counts. Where torch.distributed runs, every process must call it.
         """
+        self._student_maps.forget()
         self._teaching.discard()
         self._modulation.forget()
         self._observation.discard()
@@ -233,15 +240,17 @@ class Distiller:
         if state.keys() != expected:
             raise WeightsError(f"a distiller state with {sorted(state)}; expected {sorted(expected)}.")
         _check_tensors(state["injectors"], self.injectors.state_dict())
-        before = self._teaching.state_dict()
-        self._teaching.load_state_dict(state["teaching"])
+        teaching, modulator = self._teaching.state_dict(), self._modulation.state_dict()
         try:
+            self._teaching.load_state_dict(state["teaching"])
             self._modulation.load_state_dict(state["modulator"])
-        except WeightsError:
-            self._teaching.load_state_dict(before)
+        except Exception:
+            self._teaching.load_state_dict(teaching)
+            self._modulation.load_state_dict(modulator)
             raise
         self.injectors.load_state_dict(state["injectors"])
-        self._observation.loaded()
+        self._modulation.forget()
+        self._observation.discard()
 
     def detach(self) -> None:
         """Remove every hook from the student. May be called again; all but `loss` goes on working."""

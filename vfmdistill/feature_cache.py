@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 import uuid
@@ -13,12 +14,14 @@ import torch
 from torch import Tensor
 
 from vfmdistill.errors import DistillError, InputError
-from vfmdistill.teachers.cache_entry import Entry, Features, from_file, join, split, to_file
+from vfmdistill.teachers.cache_entry import Entry, Features, difference, from_file, join, split, to_file
 from vfmdistill.teachers.cache_manifest import claim
 from vfmdistill.teachers.identity import Identity, as_bytes, fingerprint
 
 _PARTIAL = "partial"  # the folder of files that are being written
 _ABANDONED = 24 * 3600  # seconds after which such a file has no writer any more
+_COMPARED = 1000  # one in so many images that are found is computed again
+_LIKE = 0.2  # relative difference that devices and precisions explain; other features are further off
 _PARTS = 64  # of the limit: after each, the folder is measured again, as other processes write too
 
 
@@ -27,13 +30,17 @@ class FeatureCache:
 
     Features are found by a digest of the very pixels that reach the network, the grid and the teacher, weights
     included. So an image that differs in one pixel, or is flipped, is another image, and features of another are never
-    served. This pays in training without augmentation, where the same pixels come in every epoch. A random flip
-    doubles what is stored; crops, jitter, mosaic and changing sizes make every image new: do without a cache then.
-    Digesting and reading run on the host, which a small teacher on a fast GPU outruns.
+    served. This pays in training without augmentation, where the same pixels come in every epoch; a random flip doubles
+    what is stored; crops, jitter, mosaic and changing sizes make every image new: do without a cache then. Digesting
+    and reading run on the host, which a small teacher on a fast GPU outruns.
+
+    What decides the features and cannot be digested, as the code of a module that a user brings, is watched by example:
+    the first image that is found, and one in a thousand after it, is computed again and compared.
 
     Each image is a safetensors file, which is memory-mapped for reading, guarded by a checksum, and put in place by
-    renaming, so that any number of threads and processes may share the folder. A map takes C · h · w numbers in the
-    teacher's precision: 0.6 MB for 768 channels, 20 × 20 cells and bfloat16.
+    renaming, so that any number of threads and processes may share the folder, which may be read-only where nothing is
+    missing. A map takes C · h · w numbers in the teacher's precision: 0.6 MB for 768 channels, 20 × 20 cells and
+    bfloat16.
 
     Args:
         directory: of this teacher alone; made at the first use.
@@ -63,25 +70,22 @@ class FeatureCache:
         self._owner = ""  # fingerprint of the teacher
         self._partial = self.directory / _PARTIAL
         self._used = self._added = 0  # bytes in the folder when it was measured, and added by us since
+        self._trusted = 0  # images that may be found before one is compared
 
     def open(self, identity: Identity) -> None:
         """Make sure that the folder belongs to a teacher, and make it that teacher's if it is new.
 
         Raises:
             InputError: it is another teacher's, or holds other things.
-            DistillError: it cannot be made or written.
+            DistillError: it cannot be made or read.
         """
         claim(self.directory, identity)
         self._owner = fingerprint(identity)
-        try:
-            self._partial.mkdir(exist_ok=True)
+        self._trusted = 0
+        with contextlib.suppress(OSError):  # another process was faster, or the folder is read-only
             for file in self._partial.iterdir():
                 if time.time() - file.stat().st_mtime > _ABANDONED:
                     file.unlink()
-        except FileNotFoundError:  # another process was faster
-            pass
-        except OSError as error:
-            raise self._unwritable(error) from error
         if self._limit is not None:
             self._measure()
 
@@ -94,14 +98,18 @@ class FeatureCache:
             compute: gives map (M, C, h, w) and summary (M, D) or None for some of the images.
 
         Raises:
-            InputError: an entry is damaged.
-            DistillError: an entry cannot be written.
+            InputError: an entry is damaged, or not what compute gives.
+            DistillError: an entry cannot be read or written.
         """
         keys = [self._key(image, grid) for image in pixels.detach().cpu()]
         entries = {key: from_file(self._path(key), key) for key in dict.fromkeys(keys)}
         missing = [key for key, entry in entries.items() if entry is None]
         found = {key: entry for key, entry in entries.items() if entry is not None}
         self._count(len(found), len(missing))
+        if found and self._trusted <= 0:
+            first = next(iter(found))
+            self._compare(found[first], compute(pixels[[keys.index(first)]]))
+        self._trusted -= len(found)
         if not missing:
             return join([found[key] for key in keys], pixels.device)
         all_new = len(missing) == len(keys)
@@ -114,6 +122,17 @@ class FeatureCache:
         if found:  # moved together, not one by one
             rows |= zip(found, split(join([*found.values()], pixels.device), pixels.device), strict=True)
         return join([rows[key] for key in keys], pixels.device)
+
+    def _compare(self, kept: Entry, computed: Features) -> None:
+        """See that what was found is what the teacher gives for that image now; then trust the next ones."""
+        (fresh,) = split(computed, torch.device("cpu"))
+        if (apart := difference(kept, fresh)) > _LIKE:
+            raise InputError(
+                f"the feature cache {str(self.directory)!r} holds other features for an image than the teacher gives "
+                f"now; they differ by {apart:.0%} of their length. Something has changed that the digest of the "
+                "weights does not show, such as the code of a module. Delete the folder."
+            )
+        self._trusted = _COMPARED
 
     def _key(self, image: Tensor, grid: tuple[int, int]) -> str:
         digest = hashlib.sha256(f"{self._owner} {tuple(grid)} {tuple(image.shape)} {image.dtype};".encode())
@@ -129,12 +148,14 @@ class FeatureCache:
             return
         path, partial = self._path(key), self._partial / uuid.uuid4().hex
         try:
-            path.parent.mkdir(exist_ok=True)
+            for folder in (path.parent, self._partial):
+                folder.mkdir(exist_ok=True)
             with partial.open("xb") as file:
                 file.write(content)
             partial.replace(path)
         except BaseException as error:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # where nothing can be written, nothing is left either
+                partial.unlink()
             if not isinstance(error, OSError):
                 raise
             if not path.exists():  # else another process has written it and maps it, where that forbids replacing
@@ -151,7 +172,11 @@ class FeatureCache:
         return True
 
     def _measure(self) -> None:
-        self._used, self._added = sum(file.stat().st_size for file in self.directory.glob("??/*.safetensors")), 0
+        used = 0
+        for file in self.directory.glob("??/*.safetensors"):
+            with contextlib.suppress(FileNotFoundError):  # somebody has deleted it meanwhile
+                used += file.stat().st_size
+        self._used, self._added = used, 0
 
     def _count(self, hits: int, misses: int) -> None:
         self.hits += hits

@@ -62,7 +62,7 @@ class SemanticInjector(nn.Module):
         Args:
             student_map: (N, student_dim, h, w).
             teacher_map: (N, teacher_dim, h, w), the same images on the same grid.
-            weights: (N, h, w), 0 or above, how much each cell counts; None is the reference's: all alike.
+            weights: (N, h, w), how much each cell counts, 0 where it is below; None is the reference's: all alike.
 
         Raises:
             InputError: the maps differ in images or grid, or have another number of channels than promised; the weights
@@ -75,7 +75,9 @@ class SemanticInjector(nn.Module):
             if weights is None:
                 return self.objective(projected.to(dtype), teacher_map.to(dtype))
             self._check_weights(weights, student_map)
-            return self.objective(projected.to(dtype), teacher_map.to(dtype), weights=weights.detach().to(dtype))
+            return self.objective(
+                projected.to(dtype), teacher_map.to(dtype), weights=weights.detach().to(dtype).clamp(min=0)
+            )
 
     def project(self, student_map: Tensor) -> Tensor:
         """Return the student's map (N, student_dim, h, w) at the teacher's width: (N, teacher_dim, h, w)."""
@@ -112,6 +114,8 @@ class SemanticInjector(nn.Module):
                 f"({able}, or a function with a parameter `weights`), or an adapter without foreground()."
             )
         cells = (student_map.shape[0], *student_map.shape[2:])
+        if not isinstance(weights, Tensor):
+            raise InputError(f"weights: a {type(weights).__name__}; expected a tensor {cells}, a number for each cell.")
         if weights.shape != cells or weights.device != student_map.device or weights.is_complex():
             raise InputError(
                 f"weights of shape {tuple(weights.shape)} and type {weights.dtype} on {weights.device}; expected "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, TypeAlias, get_args
 
 import torch
@@ -74,7 +75,9 @@ def _is_mean_and_std(pair: object) -> bool:
     if not (isinstance(pair, tuple | list) and len(pair) == 2):
         return False
     numbers = all(
-        isinstance(part, tuple | list) and len(part) == 3 and all(isinstance(v, int | float) for v in part)
+        isinstance(part, tuple | list)
+        and len(part) == 3
+        and all(isinstance(v, int | float) and math.isfinite(v) for v in part)
         for part in pair
     )
     return numbers and all(v > 0 for v in pair[1])

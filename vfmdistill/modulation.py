@@ -81,8 +81,7 @@ class Modulation:
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(pulls)
         total = pulls.sum()
-        parts = torch.where(total == 0, torch.zeros_like(pulls), share * (pulls / total))
-        parts = torch.where(total.isfinite(), parts, torch.full_like(parts, torch.nan))
+        parts = torch.where(total == 0, 0 * share, share * (pulls / total))
         self._pulls = {}
         for part, (name, modulator) in zip(parts.unbind(), self.by_teacher.items(), strict=True):
             modulator.observe(part)
@@ -127,7 +126,9 @@ class Modulation:
         Raises:
             WeightsError: the state is one of other modulators.
         """
-        by_teacher = state.get("kind") == "by_teacher"
+        if not isinstance(state, Mapping):
+            raise WeightsError(f"a modulator state of type {type(state).__name__}; expected a mapping.")
+        by_teacher = state.get("kind") == "by_teacher" and isinstance(state.get("modulators"), Mapping)
         if self._shared is not None and not by_teacher:
             self._shared.load_state_dict(state)
             return
@@ -142,7 +143,7 @@ class Modulation:
         try:
             for name, modulator in self.by_teacher.items():
                 modulator.load_state_dict(state["modulators"][name])
-        except WeightsError:
+        except Exception:
             for name, modulator in self.by_teacher.items():
                 modulator.load_state_dict(before[name])
             raise

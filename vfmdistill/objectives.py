@@ -18,6 +18,7 @@ def cosine(student: Tensor, teacher: Tensor, weights: Tensor | None = None) -> T
     """Mean over cells and images of 1 − cos, in [0, 2]: the reference's objective (RT-DETRv4, arXiv 2510.25257)."""
     if weights is None:
         return (1 - F.cosine_similarity(student, teacher, dim=1)).mean()
+    student, teacher = _counted(student, weights), _counted(teacher, weights)
     return _weighted_mean(1 - F.cosine_similarity(student, teacher, dim=1), weights)
 
 
@@ -25,6 +26,7 @@ def mse(student: Tensor, teacher: Tensor, weights: Tensor | None = None) -> Tens
     """Mean squared difference (FitNets, arXiv 1412.6550)."""
     if weights is None:
         return F.mse_loss(student, teacher)
+    student, teacher = _counted(student, weights), _counted(teacher, weights)
     return _weighted_mean(F.mse_loss(student, teacher, reduction="none").mean(dim=1), weights)
 
 
@@ -32,6 +34,7 @@ def smooth_l1(student: Tensor, teacher: Tensor, weights: Tensor | None = None) -
     """Mean smooth L1 difference with its bend at 1 (Fast R-CNN, arXiv 1504.08083)."""
     if weights is None:
         return F.smooth_l1_loss(student, teacher)
+    student, teacher = _counted(student, weights), _counted(teacher, weights)
     return _weighted_mean(F.smooth_l1_loss(student, teacher, reduction="none").mean(dim=1), weights)
 
 
@@ -74,10 +77,16 @@ OBJECTIVES: dict[str, Callable[..., Tensor]] = {
 }
 
 
+def _counted(feature_map: Tensor, weights: Tensor) -> Tensor:
+    """Return a map with zeros in the cells of weight 0, whose values, finite or not, then reach no gradient."""
+    return torch.where(weights.unsqueeze(1) > 0, feature_map, torch.zeros_like(feature_map))
+
+
 def _weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """(N, h, w) twice -> Σ wv / Σ w, where cells of weight 0 count nothing whatever their value."""
-    counted = torch.where(weights > 0, values * weights, torch.zeros_like(values))
-    return counted.sum() / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
+    """(N, h, w) twice -> Σ wv / Σ w."""
+    # Divided before the product: a gradient divided by a sum near 0 would overflow on its way back.
+    normalised = weights / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
+    return (values * normalised).sum()
 
 
 def _cell_similarities(feature_map: Tensor) -> Tensor:

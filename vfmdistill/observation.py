@@ -57,10 +57,6 @@ class Observation:
         """Take notice of an update."""
         self._lost = self._observed = False
 
-    def loaded(self) -> None:
-        """Take notice of injectors that are those of a saved state."""
-        self._awaits = False
-
     def check(self) -> None:
         """Raise where an optimizer has seen gradients that the processes have not averaged.
 

@@ -70,9 +70,12 @@ class Overlap:
 
     def start(self, images: object) -> None:
         """Start the teachers on the images that the student is about to see."""
-        self._started = None
-        if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3:
+        if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3 or images.is_inference():
+            self.forget()
             return
+        if self._started is not None and self._started[0] is images and self._started[1] == images._version:
+            return
+        self.forget()
         if images.is_cuda and torch.cuda.is_current_stream_capturing():  # the graph would hold the teachers
             return
         work = self._plan(images)
@@ -80,7 +83,9 @@ class Overlap:
             return
         try:
             self._started = (images, images._version, self._stream.run(work, images))
-        except InputError:  # the student is fed something else than the loss, which reports it if it is not so
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # the student may be fed something else than the loss; if not, that raises it again
             self.remove()
 
     def take(self, images: Tensor) -> Maps | None:
@@ -95,10 +100,16 @@ class Overlap:
         self.remove()
         return None
 
+    def forget(self) -> None:
+        """Let go of what was started."""
+        if self._started is not None:
+            self._stream.join(self._started[2])  # their memory is given away behind the work on it
+        self._started = None
+
     def remove(self) -> None:
         """Take the hook off the student. May be called again."""
         self._handle.remove()
-        self._started = None
+        self.forget()
 
 
 def choose_stream(overlap: bool | None, device: torch.device) -> SideStream | None:

@@ -66,6 +66,11 @@ class StudentMaps:
             for tap, capture in zip(self.taps, self._captures, strict=True)
         ]
 
+    def forget(self) -> None:
+        """Let go of what was captured, and with it of the forward's graph."""
+        for capture in self._captures:
+            capture.forget()
+
     def probe(self, images: Tensor) -> list[Tensor]:
         """Return the maps by tap of a forward in eval mode, without gradient, that leaves the student as it was."""
         with torch.no_grad():

@@ -20,6 +20,7 @@ from vfmdistill.teachers.compiling import compile_network
 from vfmdistill.teachers.identity import identify
 from vfmdistill.teachers.precision import destination, dtype_for, outside_autocast
 from vfmdistill.teachers.readout import Dense, Merge, Readout
+from vfmdistill.teachers.tensor_watch import TensorWatch
 
 __all__ = ["InputRange", "Teacher", "TeacherFeatures", "check_input_range"]
 
@@ -81,11 +82,13 @@ class Teacher(nn.Module):
         cache: str | Path | FeatureCache | None = None,
     ) -> None:
         super().__init__()
-        if dtype is not None and not dtype.is_floating_point:
-            raise InputError(f"a teacher cannot run in {dtype}; expected a floating-point dtype.")
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise InputError(f"a teacher cannot run in {dtype!r}; expected a floating-point torch.dtype, or None.")
+        if cache is not None and not isinstance(cache, str | Path | FeatureCache):
+            raise InputError(f"cache={cache!r} is no cache; expected a folder, a FeatureCache or None.")
         readout = Readout("tokens" if dense is None else dense, cast("tuple[int, ...] | None", blocks), merge)
         if isinstance(source, nn.Module):
-            _check_module_options(weights, readout)
+            module_backend.check_options(weights, readout)
             self.network = source
         else:
             if spec is not None:
@@ -105,7 +108,7 @@ class Teacher(nn.Module):
         self._readout = readout
         self.spec: TeacherSpec = spec or module_backend.describe(self.network, self.dtype, self.device)
         self.cache = FeatureCache(cache) if isinstance(cache, str | Path) else cache
-        self._opened_for: object = None
+        self._opened: tuple[FeatureCache, TensorWatch] | None = None
         if compile:
             compile_network(self.network)
 
@@ -145,15 +148,16 @@ class Teacher(nn.Module):
 
         Raises:
             InputError: images, grid or input_range are not as described, the images are on another device than the
-                teacher, the network cannot take images of that size, or the cache is another teacher's or damaged.
-            DistillError: the cache cannot be written.
+                teacher, the network cannot take images of that size or gives no map of them, or the cache is another
+                teacher's or damaged.
+            DistillError: the cache cannot be read or written.
         """
         self._check(images, grid, input_range)
         with torch.no_grad(), outside_autocast(images.device):
             pixels = self._prepare(images, grid, input_range)
             if self.cache is None:
                 return self._features(pixels, grid)
-            self._open_cache(self.cache)
+            self._open(self.cache)
             return TeacherFeatures(*self.cache.features(pixels, grid, lambda some: self._features(some, grid)))
 
     def extra_repr(self) -> str:
@@ -200,28 +204,20 @@ class Teacher(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Teacher:
         """Move, first in the precision that suits the place, unless the caller or the constructor has chosen one."""
         if self._chooses_dtype:
-            device, dtype = destination(fn)
+            device, dtype = destination(fn, self.device or torch.device("cpu"))
             self._chooses_dtype = dtype is None
             if dtype is None:
                 self.network.to(dtype_for(device))
+        self._opened = None
         nn.Module._apply(self, fn, recurse)
-        self._opened_for = None
         return self
 
-    def _open_cache(self, cache: FeatureCache) -> None:
+    def _open(self, cache: FeatureCache) -> None:
         """Tell the cache whose features it holds, again whenever the network may have become another."""
-        versions = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in self._tensors()]
-        state = (cache, self.dtype, versions)
-        if state != self._opened_for:
+        if self._opened is None or self._opened[0] is not cache or not self._opened[1].holds(self.network):
+            watch = TensorWatch(self.network)
             cache.open(identify(self.network, self.spec, self._readout, self.dtype))
-            self._opened_for = state
+            self._opened = cache, watch
 
     def _tensors(self) -> Iterator[Tensor]:
         return itertools.chain(self.network.parameters(), self.network.buffers())
-
-
-def _check_module_options(weights: object, readout: Readout) -> None:
-    if weights is not None:
-        raise InputError("weights= goes with a teacher's name; load them into the module before giving it.")
-    if readout != Readout():
-        raise InputError("dense=, blocks= and merge= go with a teacher's name; a module decides itself what it gives.")

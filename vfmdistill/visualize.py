@@ -47,9 +47,11 @@ def fit_pca(*maps: Tensor) -> PcaBasis:
         maps: each (C, h, w) or (N, C, h, w), all with the same C of at least 3.
 
     Raises:
-        InputError: no map, another shape, or different widths.
+        InputError: no map, another shape, different widths, or numbers that are not finite.
     """
     cells = torch.cat([_cells(image) for image in _images(maps)])
+    if not cells.isfinite().all():
+        raise InputError("a map holds inf or NaN, which have no colour; run the teacher with dtype=torch.float32.")
     mean = cells.mean(0)
     centred = cells - mean
     # The eigenvectors of the covariance, by way of the smaller of the two Gram matrices.

@@ -100,6 +100,8 @@ def dry_run(
                 held.append(torch.empty(int(spare * total), dtype=torch.uint8, device=device))
             step.model.train()
             _backward(step, *batch)
+            if step.distiller is not None and device.type == "cuda":  # from the second on the teacher runs beside it
+                _backward(step, *batch)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
         except Exception as error:

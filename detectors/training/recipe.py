@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -183,14 +184,18 @@ class Recipe(BaseModel):
     def teachers(self) -> dict[str, float]:
         """The teachers by name, with their shares of the semantic loss."""
         shares: dict[str, float] = {}
-        for part in self.teacher.split(",") if self.teacher else ():
-            name, _, share = part.partition("=")
+        for part in () if self.teacher is None else self.teacher.split(","):
+            name, equals, share = part.partition("=")
             if name.strip() in shares:
                 raise ValueError(f"teacher {name.strip()!r} is given twice")
+            if not name.strip():
+                raise ValueError(f"teacher {self.teacher!r}: a name is empty; expected NAME=SHARE,NAME=SHARE or 'none'")
             try:
-                shares[name.strip()] = float(share) if share else 1.0
+                shares[name.strip()] = float(share) if equals else 1.0
             except ValueError:
                 raise ValueError(f"the share of teacher {name.strip()!r} is {share!r}; expected a number") from None
+            if not 0 < shares[name.strip()] < math.inf:
+                raise ValueError(f"the share of teacher {name.strip()!r} is {share}; expected a finite number above 0")
         return shares
 
     @property

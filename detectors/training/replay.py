@@ -111,7 +111,9 @@ def replay(dump: StepDump, recipe: Recipe, *, teacher: bool = True) -> Replay:
                     outputs = model(images, labelled)
                 losses: dict[str, Tensor] = criterion(outputs, labelled, counts=counts)
                 if distiller is not None:
-                    losses["loss_semantic"] = distiller.loss(images)
+                    semantic = distiller.loss(images)
+                    if distiller.looks:
+                        losses["loss_semantic"] = semantic
                 found.losses.append({name: value.item() for name, value in losses.items()})
                 if found.fault is None:
                     found.fault = _fault(found.losses[-1], f"part {number}")

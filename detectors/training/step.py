@@ -139,7 +139,9 @@ class TrainStep:
                     outcome.counts = mean_over_processes(matching.counts)
                 losses: dict[str, Tensor] = self.criterion(outputs, targets, matching, outcome.counts)
                 if self.distiller is not None:
-                    losses["loss_semantic"] = self.distiller.loss(images)
+                    semantic = self.distiller.loss(images)
+                    if self.distiller.looks:
+                        losses["loss_semantic"] = semantic
                 outcome.parts.append({name: loss.detach() for name, loss in losses.items()})
                 self.engine.backward(torch.stack(list(losses.values())).sum() / len(parts))
         if self.distiller is not None:

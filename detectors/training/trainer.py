@@ -268,9 +268,9 @@ class Trainer:
         """Bring the epoch's figures together and write them and its checkpoint, whose path is returned."""
         figures: dict[str, Any] = {"epoch": epoch, **self.meter.means(), "bad_steps": self.bad_steps.count}
         if self.distiller is not None:
-            if "loss_semantic" in figures:
-                # Of the steps on which the teacher looked: on the others it is 0.
-                figures["semantic_loss"] = figures["loss_semantic"] * self.recipe.teacher_every / self.distiller.weight
+            semantic = self.meter.mean_of_its_own_steps("loss_semantic")
+            if semantic is not None:
+                figures["semantic_loss"] = semantic / self.distiller.weight
             update = self.distiller.update()
             figures |= {"weight": update.previous, "share": update.share, "next_weight": update.weight}
             figures["modulation"] = str(update.reason)

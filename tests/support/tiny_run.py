@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,13 @@ def _at(moment: str, count: int, act: Callable[[], None]) -> None:
         raise ValueError(moment)
 
 
+def _send(number: int, times: int) -> None:
+    """Signal this process so many times, each of which is handled before the next: two that wait become one."""
+    for _ in range(times):
+        os.kill(os.getpid(), number)
+        time.sleep(0.1)
+
+
 def _fill_disk() -> None:
     """Let no file grow beyond 100 kB from here on, as if the disk were full."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -113,7 +121,7 @@ if __name__ == "__main__":
         _at(*moment, lambda: os.kill(os.getpid(), signal.SIGKILL))
     if moment := settings.pop("stop_at", None):
         number, times = [*moment[2:], 1][:2]
-        _at(*moment[:2], lambda: [os.kill(os.getpid(), number) for _ in range(times)] and None)
+        _at(*moment[:2], lambda: _send(number, times))
     if count := settings.pop("full_at", None):
         _at("full", count, _fill_disk)
     dump = settings.pop("dump", None)

@@ -9,11 +9,11 @@ import torch
 from support.tiny_run import register_tiny_teacher
 
 import detectors
-import vfmdistill
 from detectors.training.engine import Engine
 from detectors.training.optimizer import build_optimizer, parameter_groups
 from detectors.training.recipe import Recipe, recipe_for
 from detectors.training.step import Batch, TrainStep
+from detectors.training.teaching import attach_teachers, build_teachers
 
 CLASSES = ["ball", "bell", "boat"]
 
@@ -32,10 +32,8 @@ def tiny_step(output: Path, **settings: Any) -> tuple[Recipe, TrainStep, torch.o
     model = detectors.build(recipe.model, class_names=CLASSES, input_size=recipe.input_size, **options).train()
     criterion = detectors.build_criterion(model.spec, num_classes=model.num_classes)
     distiller = None
-    if recipe.teacher is not None:
-        distiller = vfmdistill.attach(
-            model, recipe.teacher, modulator=recipe.distill_weight, probe=torch.zeros(1, 3, 64, 64)
-        )
+    if recipe.teachers:
+        distiller = attach_teachers(recipe, model, build_teachers(recipe), recipe.distill_weight)
     injectors = None if distiller is None else distiller.injectors
     optimizer = build_optimizer(parameter_groups(model, injectors, recipe), recipe)
     network, _ = engine.prepare(model, optimizer)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vfmdistill import ByPathAdapter, CaptureError, InputError, StudentAdapter, Tap, UnknownNameError, adapters
-from vfmdistill.adapters import find_adapter, register_adapter
+from vfmdistill.adapters import ForegroundAdapter, find_adapter, register_adapter
 
 
 class OwnAdapter(nn.Module):
@@ -79,6 +79,17 @@ def test_by_path_refuses_what_it_cannot_read(output: Any) -> None:
 def test_protocol_is_kept_without_inheritance() -> None:
     assert isinstance(READER, StudentAdapter)
     assert isinstance(OwnAdapter(), StudentAdapter)
+
+
+def test_an_adapter_weighs_the_cells_only_if_it_has_the_third_method() -> None:
+    class Weighing(OwnAdapter):
+        def foreground(self, tap: Tap, feature_map: Tensor, images: Tensor) -> Tensor | None:
+            return None
+
+    assert isinstance(Weighing(), StudentAdapter)
+    assert isinstance(Weighing(), ForegroundAdapter)
+    assert not isinstance(OwnAdapter(), ForegroundAdapter)
+    assert not isinstance(READER, ForegroundAdapter)
 
 
 def test_the_student_itself_comes_before_the_latest_registration(monkeypatch: pytest.MonkeyPatch) -> None:

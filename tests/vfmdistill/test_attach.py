@@ -258,3 +258,24 @@ def test_modulators_that_do_not_fit_the_teachers(student: Classifier) -> None:
     with pytest.raises(InputError, match="one modulator under several names"):
         attach(student, {wide: 1, narrow: 1}, tap="body", modulator=dict.fromkeys(names, shared))
     assert hooks(student) == 0
+
+
+def test_names_of_teachers_never_collide(student: Classifier) -> None:
+    class Third(Wide):
+        pass
+
+    Third.__name__ = "Wide-2"
+    with attach(student, {Third(): 1, Wide(): 1, Wide(): 2}, tap="body") as distiller:
+        assert list(distiller.teachers) == ["Wide-2", "Wide", "Wide-3"]
+        step(student, distiller)
+
+
+@pytest.mark.parametrize("share", ["1", None, True, 0, -1.0, float("nan"), float("inf")])
+def test_shares_are_finite_numbers_above_0(student: Classifier, share: Any) -> None:
+    with pytest.raises(InputError, match="expected one or more finite numbers above 0"):
+        attach(student, {Wide(): 1, Narrow(): share}, tap="body")
+
+
+def test_every_is_checked_before_a_teacher_is_built(student: Classifier) -> None:
+    with pytest.raises(InputError, match="every=0; expected 1"):
+        attach(student, "no-such-teacher", tap="body", every=0)

@@ -260,6 +260,16 @@ def test_numbers_that_are_not_understood(words: list[str], capsys: pytest.Captur
     assert f"argument {words[0]}: {words[1]!r}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["teachers"], ["features", "{photograph}", "--teacher", "tiny_a"]])
+def test_without_rich(
+    words: list[str], photograph: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    assert main([word.format(photograph=photograph) for word in words]) == 1
+    assert f"vfmdistill {words[0]}: the package rich is missing" in capsys.readouterr().err
+    assert main(["teachers", "--json"]) == 0
+
+
 def test_the_module_runs() -> None:
     command = [sys.executable, "-m", "vfmdistill", "features", "no.jpg", "--teacher", "efficientnet_lite0"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

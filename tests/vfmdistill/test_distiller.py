@@ -250,6 +250,10 @@ def test_resumes_exactly(student: Classifier, modulator: float | None) -> None:
             r"is \(10, 3\) where \(10, 12\)",
         ),
         (lambda state: state.update(modulator=FixedWeight(1.0).state_dict()), "'FixedWeight' modulator"),
+        (lambda state: state.update(modulator=None), "a modulator state of type NoneType"),
+        (lambda state: state.update(modulator={"kind": "by_teacher"}), "the state of a 'by_teacher' modulator"),
+        (lambda state: state.update(teaching=None), "the state of other teachers, None"),
+        (lambda state: state["teaching"].update(steps="7"), "the state of other teachers"),
     ],
 )
 def test_states_that_do_not_fit_change_nothing(
@@ -262,6 +266,7 @@ def test_states_that_do_not_fit_change_nothing(
         with pytest.raises(WeightsError, match=message):
             distiller.load_state_dict(state)
         assert distiller.state_dict()["modulator"] == before["modulator"]
+        assert distiller.state_dict()["teaching"] == before["teaching"]
         for key, value in distiller.state_dict()["injectors"].items():
             assert torch.equal(value, before["injectors"][key])
 
@@ -357,3 +362,17 @@ def test_an_adapter_may_weigh_the_cells(student: Classifier) -> None:
         student(IMAGES)
         with pytest.raises(InputError, match=r"weights of shape \(2, 6, 4\)"):
             distiller.loss(IMAGES)
+
+
+def test_a_state_is_loaded_in_the_middle_of_a_step(student: Classifier) -> None:
+    """The gradients of the step before belong to weights that are gone."""
+    wide, narrow = Teacher(Wide()), Teacher(Narrow())
+    modulators = {"Wide": GradientModulator(5.0, 11.0, 1.0), "Narrow": GradientModulator(5.0, 11.0, 1.0)}
+    with attach(student, {wide: 1, narrow: 1}, tap="body", modulator=modulators) as distiller:
+        step(student, distiller)
+        saved = copy.deepcopy(distiller.state_dict())
+        student(IMAGES)
+        (1e6 * distiller.loss(IMAGES)).backward()
+        distiller.load_state_dict(saved)
+        assert distiller._modulation._pulls == {}
+        assert distiller.state_dict()["teaching"] == saved["teaching"]

@@ -179,7 +179,7 @@ def _train_with_two_teachers(student: nn.Module, teacher: nn.Module, part: slice
         return {
             "shares": torch.tensor(shares),
             "weights": torch.tensor([modulator.weight for modulator in modulators.values()]),
-            "batches": state["teaching"]["batches"],
+            "steps": state["teaching"]["steps"],
             "balance": torch.tensor([figures["variance"] for figures in state["teaching"]["balance"].values()]),
             "injectors": [p.detach().clone() for p in distiller.parameters()],
         }
@@ -279,7 +279,7 @@ def test_two_teachers_are_balanced_and_weighted_alike_in_all_processes(ranks: li
     assert first["balance"][1] > 1000 * first["balance"][0]
     student, teacher = _parts()
     whole = _train_with_two_teachers(student, teacher, slice(None))
-    assert first["batches"] == whole["batches"] == 4 * STEPS
+    assert first["steps"] == whole["steps"] == 4 * STEPS
     # Up to the balance, which knows each process's part of the batch only
     torch.testing.assert_close(first["balance"], whole["balance"], rtol=0.05, atol=0)
     torch.testing.assert_close(first["shares"], whole["shares"], rtol=0.05, atol=0)

@@ -8,6 +8,7 @@ import io
 import json
 import multiprocessing
 import os
+import pickle
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -83,10 +84,12 @@ def test_what_comes_again_is_served_bit_by_bit(
     teacher = tiny(tmp_path / "cache", with_summary=with_summary, dtype=dtype)
     assert_same(teacher(images, GRID), expected)
     assert_same(teacher(images, GRID), expected)
-    assert (teacher.network.seen, counts(teacher)) == (6, (6, 6))
+    assert (teacher.network.seen, counts(teacher)) == (6 + 1, (6, 6))  # the first that is found is compared
+    assert_same(teacher(images, GRID), expected)
+    assert (teacher.network.seen, counts(teacher)) == (6 + 1, (12, 6))
     again = tiny(tmp_path / "cache", with_summary=with_summary, dtype=dtype)  # another run
     assert_same(again(images, GRID), expected)
-    assert again.network.seen == 0
+    assert again.network.seen == 1
     assert len(entries(tmp_path / "cache")) == 6
     assert not list((tmp_path / "cache" / "partial").iterdir())
 
@@ -96,7 +99,7 @@ def test_only_what_is_missing_is_computed(tmp_path: Path, images: Tensor) -> Non
     teacher(images[[1, 4]], GRID)
     batch = images[[0, 1, 2, 0, 4, 1]]  # some known, some twice
     assert_same(teacher(batch, GRID), tiny(None)(batch, GRID))
-    assert (teacher.network.seen, counts(teacher)) == (4, (2, 4))
+    assert (teacher.network.seen, counts(teacher)) == (4 + 1, (2, 4))
 
 
 def test_another_image_is_never_served(tmp_path: Path, images: Tensor) -> None:
@@ -192,8 +195,57 @@ def test_a_teacher_with_a_cache_can_be_copied(tmp_path: Path, images: Tensor) ->
     twin = copy.deepcopy(teacher)
     twin.network.seen = 0
     assert_same(twin(images, GRID), expected)
-    assert twin.network.seen == 0
-    assert "cache" not in str(list(teacher.state_dict()))
+    assert (twin.network.seen, teacher.network.seen) == (1, 6)
+    stored = pickle.loads(pickle.dumps(teacher))
+    assert_same(stored(images, GRID), expected)
+    assert set(teacher.state_dict()) == {"network.conv.weight", "network.conv.bias"}
+    tiny(None).load_state_dict(teacher.state_dict())
+
+
+class Scaled(Network):
+    """Decides by a number that neither its weights nor its structure show."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        feature_map, summary = super().forward(images)
+        return feature_map * self.scale, summary
+
+
+def test_a_module_whose_code_has_changed(tmp_path: Path, images: Tensor) -> None:
+    first = Teacher(Scaled(1.0), cache=tmp_path)
+    first(images, (6, 8))
+    other = Teacher(Scaled(2.0), cache=tmp_path)
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"differ by 50% of their length.*code of a module. Delete the folder"):
+            other(images, (6, 8))
+    nearly = Teacher(Scaled(1.01), cache=tmp_path)  # as on another device
+    assert_same(nearly(images, (6, 8)), first(images, (6, 8)))
+
+
+def test_one_image_in_a_thousand_is_compared(tmp_path: Path, images: Tensor) -> None:
+    teacher = tiny(tmp_path)
+    for _ in range(1 + 168):
+        teacher(images, GRID)
+    assert (teacher.network.seen, counts(teacher)) == (6 + 2, (168 * 6, 6))
+    teacher.network.conv.weight.data.neg_()  # unseen by PyTorch's count of changes
+    for _ in range(166):
+        teacher(images, GRID)
+    with pytest.raises(InputError, match="holds other features"):
+        teacher(images, GRID)
+
+
+def test_a_summary_that_is_a_view_of_the_map(tmp_path: Path, images: Tensor) -> None:
+    class View(Network):
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+            feature_map = self.conv(images)
+            return feature_map, feature_map.flatten(1)
+
+    teacher = Teacher(View(), cache=tmp_path)
+    for _ in range(2):
+        assert_same(teacher(images, (6, 8)), Teacher(View())(images, (6, 8)))
 
 
 def damage_content(file: Path) -> None:
@@ -237,6 +289,17 @@ def test_a_damaged_entry_is_named_and_never_served(tmp_path: Path, images: Tenso
     file.unlink()
     assert_same(teacher(images, GRID), expected)
     assert_same(teacher(images, GRID), expected)
+
+
+def test_an_entry_that_cannot_be_read(tmp_path: Path, images: Tensor) -> None:
+    teacher = tiny(tmp_path)
+    teacher(images, GRID)
+    file = entries(tmp_path)[2]
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(DistillError, match=r"cannot be read: .*Look at the disk") as caught:
+        teacher(images, GRID)
+    assert str(file) in str(caught.value)
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"teacher": '])
@@ -293,6 +356,22 @@ def test_a_full_disk(tmp_path: Path, images: Tensor, monkeypatch: pytest.MonkeyP
     assert not list((tmp_path / "partial").iterdir())
     assert_same(teacher(images, GRID), tiny(None)(images, GRID))
     assert len(entries(tmp_path)) == 6
+
+
+def test_a_folder_that_can_only_be_read(tmp_path: Path, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = tiny(tmp_path)(images[:4], GRID)
+    (tmp_path / "partial").rmdir()  # archives leave out empty folders
+
+    def refuse(self: Path, *arguments: object, **options: object) -> None:
+        if not (self.is_dir() and options.get("exist_ok")):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    for method in ("mkdir", "unlink"):
+        monkeypatch.setattr(Path, method, refuse)
+    teacher = tiny(FeatureCache(tmp_path, limit=10**6))
+    assert_same(teacher(images[:4], GRID), expected)
+    with pytest.raises(DistillError, match="cannot be written: Read-only file system"):
+        teacher(images, GRID)
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:

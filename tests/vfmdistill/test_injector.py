@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from vfmdistill import InputError, SemanticInjector, UnknownNameError
@@ -43,7 +45,7 @@ def test_projector_and_objective_by_name_as_module_and_as_function() -> None:
 )
 def test_unknown_names(options: dict[str, str], message: str) -> None:
     with pytest.raises(UnknownNameError, match=message):
-        SemanticInjector(6, 10, **options)  # type: ignore[arg-type]
+        SemanticInjector(6, 10, **options)
 
 
 @pytest.mark.parametrize(
@@ -110,6 +112,26 @@ def test_weights_reach_the_objective_in_its_precision() -> None:
     torch.testing.assert_close(loss, expected, rtol=0.02, atol=0.01)
 
 
+@pytest.mark.parametrize("objective", ["cosine", "mse", "smooth_l1"])
+def test_without_weights_every_bit_is_the_plain_mean(objective: str) -> None:
+    injector = SemanticInjector(6, 10, objective=objective)
+    student_map, teacher_map = torch.randn(2, 6, 3, 5), torch.randn(2, 10, 3, 5)
+    projected = injector.project(student_map)
+    expected = {
+        "cosine": lambda: (1 - F.cosine_similarity(projected, teacher_map, dim=1)).mean(),
+        "mse": lambda: F.mse_loss(projected, teacher_map),
+        "smooth_l1": lambda: F.smooth_l1_loss(projected, teacher_map),
+    }
+    assert torch.equal(injector(student_map, teacher_map), expected[objective]())
+
+
+def test_weights_below_0_count_as_0() -> None:
+    injector = SemanticInjector(6, 10)
+    maps = torch.randn(2, 6, 3, 5), torch.randn(2, 10, 3, 5)
+    weights = torch.randn(2, 3, 5)
+    assert torch.equal(injector(*maps, weights), injector(*maps, weights.relu()))
+
+
 def test_own_objectives_take_weights_if_they_say_so() -> None:
     class Objective(nn.Module):
         def forward(self, student: torch.Tensor, teacher: torch.Tensor, weights: torch.Tensor | None = None) -> object:
@@ -130,6 +152,12 @@ def test_objectives_that_take_no_weights_say_which_do(objective: str) -> None:
     maps = torch.randn(2, 6, 3, 5), torch.randn(2, 6, 3, 5)
     with pytest.raises(InputError, match=rf"objective {objective} takes none.*\(cosine, mse, smooth_l1"):
         injector(*maps, torch.ones(2, 3, 5))
+
+
+@pytest.mark.parametrize("weights", [[[1.0]], torch.ones(2, 3, 5).numpy()])
+def test_weights_that_are_no_tensor(weights: Any) -> None:
+    with pytest.raises(InputError, match=r"weights: a (list|ndarray); expected a tensor \(2, 3, 5\)"):
+        SemanticInjector(6, 10)(torch.randn(2, 6, 3, 5), torch.randn(2, 10, 3, 5), weights)
 
 
 @pytest.mark.parametrize("weights", [torch.ones(2, 5, 3), torch.ones(2, 1, 3, 5), torch.ones(3, 5, device="meta")])

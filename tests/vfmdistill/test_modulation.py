@@ -121,3 +121,9 @@ def test_states_of_other_modulators_change_nothing() -> None:
     with pytest.raises(WeightsError, match="'FixedWeight' modulator"):
         each.load_state_dict(state)
     assert each.state_dict() == before
+
+
+def test_a_share_that_is_not_finite_is_none_for_every_teacher() -> None:
+    modulation = Modulation(_each(), SHARES)
+    modulation.observe(torch.tensor(math.nan))  # where no teacher pulled either
+    assert {update.reason for update in modulation.update().teachers.values()} == {"no_observation"}

@@ -124,6 +124,21 @@ def test_cells_without_weight_are_not_there(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WEIGHTED)
+def test_what_is_not_finite_reaches_nothing_from_a_cell_without_weight(name: str) -> None:
+    student, teacher = _maps()
+    weights = torch.ones(2, 3, 4)
+    weights[0, 1, 2] = 0
+    teacher[0, :, 1, 2] = float("nan")
+    student[0, 0, 1, 2] = float("inf")
+    student.requires_grad_()
+    value = OBJECTIVES[name](student, teacher, weights=weights)
+    value.backward()
+    assert value.isfinite()
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
 def test_no_weight_at_all_is_no_loss(name: str) -> None:
     student, teacher = _maps()
     student.requires_grad_()
@@ -132,6 +147,18 @@ def test_no_weight_at_all_is_no_loss(name: str) -> None:
     assert value == 0
     assert student.grad is not None
     assert not student.grad.any()
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+@pytest.mark.parametrize("weight", [0.0, 1e-38])
+def test_gradient_does_not_overflow_where_the_weights_sum_to_next_to_nothing(name: str, weight: float) -> None:
+    student, teacher = _maps()
+    student.requires_grad_()
+    with torch.autograd.set_detect_anomaly(True):  # raises at a NaN on the way, too
+        (1e6 * OBJECTIVES[name](student, teacher, weights=torch.full((2, 3, 4), weight))).backward()
+    (plain,) = torch.autograd.grad(1e6 * OBJECTIVES[name](student, teacher), student)
+    assert student.grad is not None
+    torch.testing.assert_close(student.grad, plain if weight else torch.zeros_like(plain))
 
 
 @pytest.mark.parametrize("name", WEIGHTED)

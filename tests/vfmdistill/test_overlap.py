@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -113,6 +114,53 @@ def test_images_of_another_kind_are_left_to_the_loss(student: Classifier) -> Non
         assert hooks(student) == 1  # the capture's; nothing is started early any more
 
 
+def test_a_teacher_that_fails_early_fails_in_the_loss_or_not_at_all(student: Classifier) -> None:
+    class Picky(Wide):
+        def forward(self, images: Tensor) -> Tensor:
+            if images.max() > 1:
+                raise ValueError("too bright")
+            return super().forward(images)
+
+    with _attached(student, Picky()) as (distiller, stream):
+        step(student, distiller)
+        student(2 * IMAGES)
+        assert distiller.loss(IMAGES).isfinite()
+        student(IMAGES)
+        with pytest.raises(ValueError, match="too bright"):
+            distiller.loss(2 * IMAGES)
+        assert stream.events == ["run"]
+
+
+def test_a_second_forward_of_the_same_batch_starts_nothing_anew(student: Classifier) -> None:
+    with _attached(student) as (distiller, stream):
+        step(student, distiller)
+        student(IMAGES)
+        step(student, distiller)
+        assert stream.events == ["run", "join"]
+
+
+def test_what_was_started_is_let_go_with_the_step(student: Classifier) -> None:
+    with _attached(student) as (distiller, stream):
+        step(student, distiller)
+        images = IMAGES.clone()
+        student(images)
+        held = weakref.ref(images)
+        del images
+        assert held() is not None
+        distiller.discard()
+        assert held() is None
+        assert stream.events == ["run", "join"]
+
+
+def test_inference_tensors_start_nothing(student: Classifier) -> None:
+    with torch.inference_mode():
+        images = torch.rand(2, 3, 64, 96)
+    with _attached(student) as (distiller, stream):
+        step(student, distiller)
+        student.requires_grad_(False)(images)
+        assert stream.events == []
+
+
 def test_detach_takes_the_hook_off(student: Classifier) -> None:
     with _attached(student) as (distiller, _):
         step(student, distiller)
@@ -140,13 +188,21 @@ def test_only_cuda_has_a_side_stream(student: Classifier) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_cuda_the_loss_is_the_same_with_and_without() -> None:
-    images = IMAGES.cuda()
+    class Slow(Wide):
+        def forward(self, images: Tensor) -> Tensor:
+            torch.cuda._sleep(20_000_000)  # long enough for the student to be done, and its memory given away
+            return super().forward(images)
+
     losses = []
     for overlap in (False, None):
         torch.manual_seed(0)
-        student, teacher = Classifier().cuda(), Teacher(Wide()).cuda()
+        student, teacher = Classifier().cuda(), Teacher(Slow()).cuda()
         with attach(student, teacher, tap="body", overlap=overlap) as distiller:
             torch.manual_seed(1)
-            losses.append([step(student, distiller, images) for _ in range(5)])
+            losses.append([])
+            for _ in range(8):
+                losses[-1].append(step(student, distiller, torch.rand(2, 3, 64, 96, device="cuda")))
+                churn = [torch.full((2, 3, 64, 96), torch.nan, device="cuda") for _ in range(4)]
+                del churn
             assert hooks(student) == (1 if overlap is False else 2)
     torch.testing.assert_close(losses[0], losses[1])

@@ -32,8 +32,10 @@ def test_other_devices_stay_in_float32(device: str) -> None:
 
 
 def test_the_destination_of_a_move() -> None:
-    assert destination(lambda tensor: tensor.to("meta")) == (torch.device("meta"), None)
-    assert destination(lambda tensor: tensor.to("meta", torch.float16)) == (torch.device("meta"), torch.float16)
-    assert destination(lambda tensor: tensor.float()) == (torch.device("cpu"), torch.float32)
-    assert destination(lambda tensor: tensor.double()) == (torch.device("cpu"), torch.float64)
-    assert destination(lambda tensor: tensor.share_memory_()) == (torch.device("cpu"), None)
+    cpu, meta = torch.device("cpu"), torch.device("meta")
+    assert destination(lambda tensor: tensor.to("meta"), cpu) == (meta, None)
+    assert destination(lambda tensor: tensor.to("meta", torch.float16), cpu) == (meta, torch.float16)
+    assert destination(lambda tensor: tensor.float(), cpu) == (cpu, torch.float32)
+    assert destination(lambda tensor: tensor.double(), meta) == (meta, torch.float64)
+    assert destination(lambda tensor: tensor.share_memory_(), cpu) == (cpu, None)
+    assert destination(lambda tensor: tensor.to(memory_format=torch.preserve_format), meta) == (meta, None)

@@ -217,6 +217,7 @@ def test_the_precision_is_chosen_where_the_teacher_goes(named: TeacherSpec, monk
     assert Teacher("tiny").to("meta").dtype == torch.bfloat16
     assert nn.Sequential(Teacher("tiny")).to("meta")[0].dtype == torch.bfloat16  # inside a module that is moved
     assert Teacher("tiny").to("meta").to_empty(device="cpu").dtype == torch.float32
+    assert Teacher("tiny").to("meta").to(memory_format=torch.channels_last).dtype == torch.bfloat16  # it has not moved
     # Whoever names a precision, to the constructor or in moving, gets it.
     assert Teacher("tiny", dtype=torch.float32).to("meta").dtype == torch.float32
     assert Teacher("tiny").to("meta", torch.float16).dtype == torch.float16
@@ -256,6 +257,7 @@ def test_compile_compiles_the_network_and_keeps_its_keys(monkeypatch: pytest.Mon
         ((2, 3, 40, 56), (5, 7), "uint8", "torch.float32 with input_range='uint8'"),
         ((2, 3, 40, 56), (5, 7), ((0, 0, 0), (1, 0, 1)), "std > 0"),
         ((2, 3, 40, 56), (5, 7), (0.5, 0.5), "no pair of mean and std"),
+        ((2, 3, 40, 56), (5, 7), ((0, 0, float("nan")), (1, 1, 1)), "no pair of mean and std"),
     ],
 )
 def test_bad_arguments(teacher: Teacher, shape: tuple[int, ...], grid: object, input_range: object, words: str) -> None:
@@ -294,11 +296,27 @@ def test_options_that_do_not_go_together() -> None:
         Teacher(Patches(), weights="somewhere.pth")
     with pytest.raises(InputError, match=r"spec= goes with a module"):
         Teacher("dinov2_vits14", pretrained=False, spec=tiny_spec())
-    with pytest.raises(InputError, match=r"torch.int8"):
-        Teacher(Patches(), dtype=torch.int8)
+    for dtype in (torch.int8, "bfloat16"):
+        with pytest.raises(InputError, match=rf"cannot run in '?{dtype}'?; expected a floating-point torch.dtype"):
+            Teacher(Patches(), dtype=dtype)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"cache=True is no cache; expected a folder"):
+        Teacher(Patches(), cache=True)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("module", [nn.Flatten(), nn.Linear(7, 7)])
 def test_a_module_that_gives_no_map(module: nn.Module) -> None:
     with pytest.raises(InputError, match=r"must return a map|could not be run"):
         Teacher(module)
+
+
+@pytest.mark.parametrize(
+    ("summary", "words"),
+    [([1.0], "list"), (torch.zeros(1), r"tensor \(1,\)"), (torch.zeros(2, 5), r"N = 1.*tensor \(2, 5\)")],
+)
+def test_a_module_whose_summary_is_none(summary: object, words: str) -> None:
+    class Summarised(Patches):
+        def forward(self, images: Tensor) -> Any:
+            return super().forward(images), summary
+
+    with pytest.raises(InputError, match=rf"must be \(N, D\).*{words}"):
+        Teacher(Summarised())

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import resource
 import sys
+import weakref
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ import torch
 from support.students import IMAGES, Classifier, Narrow, Wide, step
 from torch import Tensor, nn
 
-from vfmdistill import GradientModulator, InputError, SemanticInjector, Teacher, WeightsError, attach
+from vfmdistill import FixedWeight, GradientModulator, InputError, SemanticInjector, Teacher, WeightsError, attach
+from vfmdistill.steps import Steps
 from vfmdistill.teaching import Teaching
 
 CPU = torch.device("cpu")
@@ -34,12 +36,12 @@ class Counting(nn.Module):
 def _two(small: float = 1.0, large: float = 1.0) -> Teaching:
     torch.manual_seed(0)
     teachers = {"small": (Teacher(Counting(small)), 0.5), "large": (Teacher(Counting(large)), 0.5)}
-    return Teaching(teachers, "unit", CPU, 1)
+    return Teaching(teachers, "unit", CPU, 1, Steps([]))
 
 
 def test_a_single_teacher_is_left_as_it_is() -> None:
     teacher = Teacher(Wide())
-    teaching = Teaching({"it": (teacher, 1.0)}, "unit", CPU, 1)
+    teaching = Teaching({"it": (teacher, 1.0)}, "unit", CPU, 1, Steps([]))
     assert torch.equal(teaching.maps(IMAGES, [GRID])["it", GRID], teacher(IMAGES, grid=GRID).map)
     assert torch.equal(teaching.maps_of(IMAGES, GRID)["it"], teacher(IMAGES, grid=GRID).map)
 
@@ -47,7 +49,7 @@ def test_a_single_teacher_is_left_as_it_is() -> None:
 def test_each_grid_is_asked_for_once() -> None:
     teacher = Teacher(Counting())
     before = teacher.network.forwards
-    maps = Teaching({"it": (teacher, 1.0)}, "unit", CPU, 1).maps(IMAGES, [GRID, (2, 3), GRID])
+    maps = Teaching({"it": (teacher, 1.0)}, "unit", CPU, 1, Steps([])).maps(IMAGES, [GRID, (2, 3), GRID])
     assert {grid: feature_map.shape[2:] for (_, grid), feature_map in maps.items()} == {GRID: GRID, (2, 3): (2, 3)}
     assert teacher.network.forwards == before + 2
 
@@ -96,17 +98,54 @@ def test_teachers_look_at_the_first_of_every_k_batches(student: Classifier, ever
         assert teacher.forwards - before == sum(looked)
 
 
-def test_steps_that_are_given_up_leave_nothing_behind(student: Classifier) -> None:
+@pytest.mark.parametrize("observes", [True, False])
+def test_steps_that_are_given_up_leave_nothing_behind(student: Classifier, observes: bool) -> None:
     with attach(student, {Teacher(Counting(2.0)): 1, Teacher(Wide()): 1}, tap="body", every=2) as distiller:
+        optimizer = torch.optim.SGD([*student.parameters(), *distiller.parameters()], lr=1e-3)
         step(student, distiller)
+        optimizer.step()
+        optimizer.zero_grad()
         before = distiller.state_dict()["teaching"]
         for _ in range(3):
-            student(IMAGES)
-            distiller.loss(100 * IMAGES.clamp(max=0.01))
+            for _ in range(3):
+                logits = student(IMAGES)
+                (logits.logsumexp(1).mean() + distiller.loss(100 * IMAGES.clamp(max=0.01))).backward()
+                assert not distiller.looks
+            if observes:
+                distiller.observe()
             distiller.discard()
             assert distiller.state_dict()["teaching"] == before
+        step(student, distiller)
+        assert not distiller.looks
+        optimizer.step()
+        optimizer.zero_grad()
+        distiller.discard()  # of a step that failed before its loss: the one before it stays
+        step(student, distiller)
+        assert distiller.looks
+
+
+def test_the_balance_of_a_step_that_is_given_up_is_forgotten(student: Classifier) -> None:
+    with attach(student, {Teacher(Counting(2.0)): 1, Teacher(Wide()): 1}, tap="body") as distiller:
+        step(student, distiller)
+        before = distiller.state_dict()["teaching"]
+        for observes in (True, False):
+            for _ in range(3):
+                student(IMAGES)
+                distiller.loss(100 * IMAGES.clamp(max=0.01)).backward()
+            if observes:
+                distiller.observe()
+            distiller.discard()
+            assert distiller.state_dict()["teaching"] == before
+
+
+def test_what_is_given_up_is_let_go(student: Classifier) -> None:
+    taken: list[weakref.ref[Tensor]] = []
+    student.body.register_forward_hook(lambda module, args, output: taken.append(weakref.ref(output)))
+    with attach(student, Wide(), tap="body") as distiller:
         student(IMAGES)
-        assert distiller.loss(IMAGES) == 0
+        assert taken[-1]() is not None
+        distiller.discard()
+        assert taken[-1]() is None
 
 
 def test_skipped_batches_teach_the_modulator_nothing(student: Classifier) -> None:
@@ -123,15 +162,27 @@ def test_skipped_batches_teach_the_modulator_nothing(student: Classifier) -> Non
         assert modulator.state_dict()["share_count"] == 2
 
 
-def test_a_skipped_part_of_a_batch_leaves_the_rest_to_be_observed(student: Classifier) -> None:
-    modulator = GradientModulator(5.0, 11.0, 1.0, 20.0)
+@pytest.mark.parametrize("observes", [True, False])
+def test_the_parts_of_a_step_look_or_skip_together(student: Classifier, observes: bool) -> None:
+    """With observe() at the end of a step, and without it, as is allowed with a fixed λ, by the optimizer's step."""
+    modulator = GradientModulator(5.0, 11.0, 1.0, 20.0) if observes else FixedWeight(2.0)
     with attach(student, Wide(), tap="body", every=2, modulator=modulator) as distiller:
-        for _ in range(3):
+        optimizer = torch.optim.SGD([*student.parameters(), *distiller.parameters()], lr=1e-3)
+        looked = []
+        for _ in range(5):
             for part in IMAGES.repeat(2, 1, 1, 1).chunk(2):
-                (student(part).logsumexp(1).mean() + distiller.loss(part)).backward()
-            distiller.observe()
-        assert modulator.state_dict()["share_count"] == 3
-        assert distiller.update().reason == "lowered"
+                logits = student(part)
+                loss = distiller.loss(part)
+                assert distiller.looks == (loss.item() > 0)
+                (logits.logsumexp(1).mean() + loss).backward()
+                looked.append(distiller.looks)
+            if observes:
+                distiller.observe()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert looked == [True, True, False, False, True, True, False, False, True, True]
+        if observes:
+            assert modulator.state_dict()["share_count"] == 3
 
 
 def test_the_turn_is_resumed(student: Classifier) -> None:
@@ -157,7 +208,7 @@ def test_every_is_a_whole_number(student: Classifier, every: Any) -> None:
 
 
 def test_states_of_other_teachers() -> None:
-    several, single = _two(), Teaching({"it": (Teacher(Wide()), 1.0)}, "unit", CPU, 1)
+    several, single = _two(), Teaching({"it": (Teacher(Wide()), 1.0)}, "unit", CPU, 1, Steps([]))
     again = _two()
     several.maps(IMAGES, [GRID])
     several.next_batch()

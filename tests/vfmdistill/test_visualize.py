@@ -79,6 +79,7 @@ def test_half_precision_and_gradients_are_fine() -> None:
         ([torch.zeros(8, 2, 2), torch.zeros(9, 2, 2)], "one width C"),
         ([torch.zeros(2, 4, 4)], "at least 3 channels"),
         ([torch.zeros(0, 8, 4, 4)], "given none"),
+        ([torch.full((8, 4, 4), float("inf"))], "inf or NaN.*dtype=torch.float32"),
     ],
 )
 def test_maps_that_cannot_be_shown(given: list[Tensor], words: str) -> None:

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from vfmdistill.errors import InputError
+from vfmdistill.errors import DistillError, InputError
 from vfmdistill.teachers.identity import as_bytes
 
 Features: TypeAlias = tuple[Tensor, Tensor | None]
@@ -21,7 +21,8 @@ def to_file(entry: Entry, key: str) -> bytes:
     """Return what the file of an entry holds."""
     from safetensors.torch import save
 
-    return save(entry, metadata={"checksum": _checksum(entry, key)})
+    own = {name: tensor.clone() for name, tensor in entry.items()}  # a summary may be a view of the map
+    return save(own, metadata={"checksum": _checksum(entry, key)})
 
 
 def from_file(path: Path, key: str) -> Entry | None:
@@ -29,6 +30,7 @@ def from_file(path: Path, key: str) -> Entry | None:
 
     Raises:
         InputError: the file is damaged, or another image's.
+        DistillError: it cannot be read.
     """
     from safetensors import safe_open
 
@@ -42,6 +44,10 @@ def from_file(path: Path, key: str) -> Entry | None:
         reason = "its content does not fit its checksum"
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise DistillError(
+            f"the entry {str(path)!r} of the feature cache cannot be read: {error}. Look at the disk, or drop cache=."
+        ) from error
     except Exception as error:  # of many kinds, for damaged files
         reason = (str(error).splitlines() or [type(error).__name__])[0]
     raise InputError(
@@ -58,6 +64,19 @@ def split(features: Features, device: torch.device) -> list[Entry]:
         return maps
     summaries = summary.detach().to(device).contiguous()
     return [{**entry, "summary": image} for entry, image in zip(maps, summaries, strict=True)]
+
+
+def difference(kept: Entry, fresh: Entry) -> float:
+    """Return how far apart two entries are: the largest |kept - fresh| / |fresh| of their tensors, in Euclidean length.
+
+    It is infinite where they do not hold tensors of the same names and shapes.
+    """
+    if {name: tensor.shape for name, tensor in kept.items()} != {name: tensor.shape for name, tensor in fresh.items()}:
+        return float("inf")
+    return max(
+        float(torch.dist(kept[name].double(), fresh[name].double()) / fresh[name].double().norm().clamp_min(1e-12))
+        for name in fresh
+    )
 
 
 def join(entries: Sequence[Entry], device: torch.device) -> Features:

@@ -7,9 +7,18 @@ from torch import Tensor, nn
 
 from vfmdistill.errors import InputError
 from vfmdistill.teachers.precision import outside_autocast
+from vfmdistill.teachers.readout import Readout
 from vfmdistill.teachers.spec import TeacherSpec
 
 _PROBE_SIZE = 224  # pixels; the size that most networks for images can take
+
+
+def check_options(weights: object, readout: Readout) -> None:
+    """Raise an InputError if options of `Teacher` are given that a module decides itself."""
+    if weights is not None:
+        raise InputError("weights= goes with a teacher's name; load them into the module before giving it.")
+    if readout != Readout():
+        raise InputError("dense=, blocks= and merge= go with a teacher's name; a module decides itself what it gives.")
 
 
 def describe(module: nn.Module, dtype: torch.dtype, device: torch.device | None) -> TeacherSpec:
@@ -53,6 +62,19 @@ def as_pair(output: object) -> tuple[Tensor, Tensor | None]:
     """
     feature_map, summary = output if isinstance(output, tuple) and len(output) == 2 else (output, None)
     if not isinstance(feature_map, Tensor) or feature_map.ndim != 4 or 0 in feature_map.shape:
-        given = tuple(feature_map.shape) if isinstance(feature_map, Tensor) else type(feature_map).__name__
-        raise InputError(f"a teacher's network must return a map (N, C, h, w), or it and a summary; it gave {given}.")
+        raise InputError(
+            "a teacher's network must return a map (N, C, h, w), or it and a summary; it gave "
+            f"{_described(feature_map)}."
+        )
+    if summary is not None and not (
+        isinstance(summary, Tensor) and summary.ndim == 2 and len(summary) == len(feature_map)
+    ):
+        raise InputError(
+            f"the summary of a teacher's network must be (N, D), here N = {len(feature_map)}, or None; it gave "
+            f"{_described(summary)}."
+        )
     return feature_map, summary
+
+
+def _described(output: object) -> str:
+    return f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__

@@ -24,9 +24,14 @@ def dtype_for(device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-def destination(move: Callable[[Tensor], Tensor]) -> tuple[torch.device, torch.dtype | None]:
-    """Return where a function that moves a module's tensors puts them, and in which dtype if it changes that."""
-    one, other = (move(torch.empty(0, dtype=dtype)) for dtype in (torch.float32, torch.float16))
+def destination(move: Callable[[Tensor], Tensor], device: torch.device) -> tuple[torch.device, torch.dtype | None]:
+    """Return where a function that moves a module's tensors puts them, and in which dtype if it changes that.
+
+    Args:
+        move: the function, which may leave them where they are.
+        device: where they are.
+    """
+    one, other = (move(torch.empty(0, dtype=dtype, device=device)) for dtype in (torch.float32, torch.float16))
     return one.device, one.dtype if one.dtype == other.dtype else None
 
 

@@ -28,9 +28,11 @@ WITH_TEACHER = (
 Poison = Callable[[TrainStep, list[Batch]], None]
 
 
-def dump_step(folder: Path, poison: Poison | None = None, **settings: Any) -> Path:
-    """Do one step, its images, boxes or weights poisoned, and return the dump of it."""
+def dump_step(folder: Path, poison: Poison | None = None, healthy: int = 0, **settings: Any) -> Path:
+    """Do one step, its images, boxes or weights poisoned, behind some healthy ones, and return the dump of it."""
     recipe, step, _ = tiny_step(folder, **settings)
+    for number in range(healthy):
+        assert step([tiny_batch(seed=10 + number)], number).reason is None
     parts = [tiny_batch(seed=part) for part in range(recipe.accumulate)]
     if poison is not None:
         poison(step, parts)
@@ -111,6 +113,16 @@ def test_the_losses_are_those_of_the_run_in_every_kind_of_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: dict[str, Any], losses: int
 ) -> None:
     path = dump_step(tmp_path, spoil_scores, teacher=None, **settings)
+    assert main([str(path)]) == 1
+    assert f"{losses} of {losses} losses are exactly those of the run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("healthy", "losses"), [(0, 38), (1, 37), (2, 38)])
+def test_teachers_look_again_at_what_they_looked_at_and_on_the_same_scale(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], healthy: int, losses: int
+) -> None:
+    teaching = {"teacher": "tiny=2,tiny2", "objective": "mse", "teacher_every": 2}
+    path = dump_step(tmp_path, spoil_scores, healthy, **teaching)
     assert main([str(path)]) == 1
     assert f"{losses} of {losses} losses are exactly those of the run" in capsys.readouterr().out
 

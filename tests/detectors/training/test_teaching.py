@@ -42,6 +42,12 @@ def test_none_trains_without(tmp_path: Path) -> None:
     [
         ({"teacher": "tiny=much"}, "the share of teacher 'tiny' is 'much'; expected a number"),
         ({"teacher": "tiny,tiny"}, "teacher 'tiny' is given twice"),
+        ({"teacher": "tiny=0"}, "share of teacher 'tiny' is 0; expected a finite number above 0"),
+        ({"teacher": "tiny=-1,tiny2"}, "share of teacher 'tiny' is -1"),
+        ({"teacher": "tiny=nan"}, "share of teacher 'tiny' is nan"),
+        ({"teacher": "tiny="}, "share of teacher 'tiny' is ''; expected a number"),
+        ({"teacher": "tiny,,tiny2"}, "a name is empty"),
+        ({"teacher": ""}, "a name is empty"),
         ({"teacher": "tiny,tiny2", "teacher_weights": "file.pth"}, "teacher_weights belong to one teacher"),
         ({"teacher": "none", "teacher_weights": "file.pth"}, "teacher_weights needs a teacher"),
     ],
