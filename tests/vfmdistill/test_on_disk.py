@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vfmdistill.teachers.catalog import CATALOG, TeacherSpec
+from vfmdistill.teachers.catalog import CATALOG, TeacherSpec, teacher_spec
 from vfmdistill.teachers.on_disk import weights_on_disk
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -57,6 +57,12 @@ def test_weights_in_the_cache_of_the_hub(backend: str, model_id: str, repository
     assert weights_on_disk(spec(backend, model_id)) == path
 
 
+def test_weights_in_a_folder(tmp_path: Path) -> None:
+    assert weights_on_disk(spec("transformers", str(tmp_path))) is None
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    assert weights_on_disk(spec("transformers", str(tmp_path))) == tmp_path / "model.safetensors"
+
+
 def test_weights_in_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
     given = CATALOG["efficientnet_lite0"]
     monkeypatch.setattr("vfmdistill.teachers.on_disk.packaged_weights", lambda package, name: Path(package, name))
@@ -67,6 +73,14 @@ def test_weights_in_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_module_of_ones_own_has_no_published_weights(cache: Path) -> None:
     assert weights_on_disk(spec("module", "mine")) is None
+
+
+def test_a_name_without_a_row_knows_its_repository_from_timm(cache: Path) -> None:
+    """Apple keeps MobileCLIP itself, and weights for "quick" GELU lie with the ordinary ones."""
+    path = put(cache, "apple/mobileclip_s0_timm", "model.safetensors")
+    assert weights_on_disk(teacher_spec("timm:fastvit_mci0.apple_mclip")) == path
+    path = put(cache, "timm/vit_base_patch16_clip_224.openai", "model.safetensors")
+    assert weights_on_disk(teacher_spec("timm:vit_base_patch16_clip_quickgelu_224.openai")) == path
 
 
 @pytest.mark.parametrize("name", ["clip_vitb16_openai", "mobileclip_b", "coca_vitb32"])

@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vfmdistill.errors import InputError, UnknownNameError, WeightsError
@@ -17,6 +15,9 @@ from vfmdistill.teachers import open_clip_backend
 from vfmdistill.teachers.catalog import loader_for, teacher_spec
 from vfmdistill.teachers.open_clip_features import OpenClipFeatures
 from vfmdistill.teachers.readout import Readout
+
+open_clip = pytest.importorskip("open_clip")
+from open_clip.transformer import VisionTransformer  # noqa: E402
 
 TINY = "open_clip:ViT-B-32/laion2b_s34b_b79k"
 SMALL: dict[str, Any] = {

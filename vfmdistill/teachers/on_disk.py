@@ -33,6 +33,9 @@ def weights_on_disk(spec: TeacherSpec) -> Path | None:
         repository, file = (spec.repository, "") if spec.repository else _open_clip_repository(spec.model_id)
         return _cached(repository, (file,) if file else _OPEN_CLIP_FILES)
     if spec.backend == "transformers":
+        folder = Path(spec.model_id).expanduser()
+        if folder.is_dir():
+            return next((folder / file for file in _FILES if (folder / file).is_file()), None)
         return _cached(spec.model_id, _FILES)
     return None
 

@@ -75,6 +75,7 @@ def describe(name: str) -> TeacherSpec:
         std=config["std"],
         params=sum(parameter.numel() for parameter in network.parameters()),
         license=config.get("license") or "unknown",
+        repository=None if config.get("hf_hub_filename") else config.get("hf_hub_id"),
     )
 
 
@@ -157,7 +158,7 @@ def _tagged(network: Any) -> str:
 
 def _published_weights(spec: TeacherSpec) -> Path:
     if spec.package:
-        return packaged_weights(spec.package, spec.name)
+        return packaged_weights(spec.package, spec.name, spec.license)
     if spec.repository:
         return hub_weights(spec, spec.repository)
     from timm.models import get_pretrained_cfg
