@@ -116,6 +116,7 @@ def _sgd(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs deaf to it
     settings = json.loads(sys.argv[1])
     if moment := settings.pop("kill_at", None):
         _at(*moment, lambda: os.kill(os.getpid(), signal.SIGKILL))
