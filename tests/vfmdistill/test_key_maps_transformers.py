@@ -64,9 +64,12 @@ def sam() -> nn.Module:
     ],
 )
 def test_the_encoder_is_found(build: Any, model: str, options: dict[str, Any], tmp_path: Path) -> None:
-    build().save_pretrained(tmp_path)
+    given = build()
+    given.save_pretrained(tmp_path)
     network = timm.create_model(model, **TIMM | options)
     load_strictly(network, to_timm_names(read_state_dict(tmp_path), network, model), model, tmp_path)
+    patches = next(tensor for tensor in given.state_dict().values() if tensor.ndim == 4)
+    assert any(torch.equal(parameter, patches) for parameter in network.parameters())
 
 
 def test_in_several_files(tmp_path: Path) -> None:

@@ -27,6 +27,10 @@ def test_statistics_that_a_nan_spoiled_come_back_bit_for_bit() -> None:
 
 
 def test_modules_without_buffers_need_no_guarding() -> None:
-    guard = BufferGuard(nn.Linear(2, 2))
+    module = nn.Linear(2, 2)
+    guard = BufferGuard(module)
     guard.save()
+    with torch.no_grad():
+        module.weight.fill_(3.0)
     guard.restore()
+    assert (module.weight == 3.0).all()

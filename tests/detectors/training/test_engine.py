@@ -125,7 +125,9 @@ def test_what_the_launcher_would_do_otherwise_is_refused(
 def test_what_the_launcher_says_of_precision_may_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
-    Engine(recipe(precision="bf16"))
+    with Engine(recipe(precision="bf16")).autocast():
+        assert torch.is_autocast_enabled("cpu")
+        assert torch.get_autocast_dtype("cpu") == torch.bfloat16
 
 
 def test_a_step_before_prepare_is_an_error() -> None:
