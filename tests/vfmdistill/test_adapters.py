@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
+from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor, nn
 
-from vfmdistill import ByPathAdapter, CaptureError, InputError, StudentAdapter, Tap, UnknownNameError, adapters
+from vfmdistill import ByPathAdapter, InputError, StudentAdapter, Tap, adapters
 from vfmdistill.adapters import ForegroundAdapter, find_adapter, register_adapter
 
 
@@ -27,53 +30,7 @@ class OwnAdapter(nn.Module):
         return output  # type: ignore[no-any-return]
 
 
-TAP = Tap("layer", nn.Identity())
 READER = ByPathAdapter(["layer"])
-
-
-def test_by_path_finds_nested_modules_and_the_student_itself() -> None:
-    student = nn.Sequential(nn.Sequential(nn.Identity(), nn.ReLU()))
-    taps = ByPathAdapter(["0.1", ""]).taps(student)
-    assert [(tap.path, tap.module) for tap in taps] == [("0.1", student[0][1]), ("", student)]
-
-
-def test_by_path_names_the_nearest_paths() -> None:
-    student = nn.ModuleDict({"encoder": nn.ModuleDict({"aifi": nn.Identity()}), "head": nn.Identity()})
-    with pytest.raises(UnknownNameError, match=r"unknown tap 'encoder.aify'; nearest: encoder\.aifi, encoder"):
-        ByPathAdapter(["encoder.aify"]).taps(student)
-
-
-@pytest.mark.parametrize("paths", [[], ["head", "head"]])
-def test_by_path_wants_different_paths(paths: list[str]) -> None:
-    with pytest.raises(InputError, match="different module paths"):
-        ByPathAdapter(paths).taps(nn.ModuleDict({"head": nn.Identity()}))
-
-
-def test_by_path_reads_maps_and_tokens_height_first() -> None:
-    images = torch.rand(2, 3, 64, 96)
-    feature_map = torch.rand(2, 5, 4, 6)
-    assert READER.feature_map(TAP, feature_map, images) is feature_map
-    tokens = feature_map.flatten(2).transpose(1, 2)
-    assert torch.equal(READER.feature_map(TAP, tokens, images), feature_map)
-    assert READER.feature_map(TAP, torch.rand(2, 5, 5, 7), images).shape == (2, 5, 5, 7)  # padded by one cell
-    assert READER.feature_map(TAP, torch.rand(2, 5, 1, 1), images).shape == (2, 5, 1, 1)
-
-
-@pytest.mark.parametrize(
-    "output",
-    [
-        torch.rand(2, 25, 5),  # 24 patches and a class token
-        torch.rand(2, 0, 5),
-        torch.rand(2, 4, 6, 5),  # channels last
-        torch.rand(2, 5, 6, 4),  # width before height
-        torch.rand(2, 5),
-        (torch.rand(2, 5, 4, 6),),
-        {"map": torch.rand(2, 5, 4, 6)},
-    ],
-)
-def test_by_path_refuses_what_it_cannot_read(output: Any) -> None:
-    with pytest.raises(CaptureError, match=r"tap 'layer' \(Identity\) gave .* expected a map .* pass an adapter"):
-        READER.feature_map(TAP, output, torch.rand(2, 3, 64, 96))
 
 
 def test_protocol_is_kept_without_inheritance() -> None:
@@ -104,6 +61,55 @@ def test_the_student_itself_comes_before_the_latest_registration(monkeypatch: py
     assert find_adapter(student) is second
     assert find_adapter(nn.Linear(2, 2)) is first
     assert find_adapter(own) is own
+
+
+def test_the_table_is_read_from_the_top_and_an_adapter_may_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class First(ByPathAdapter):
+        def __init__(self) -> None:
+            super().__init__(["0"])
+
+        def matches(self, student: nn.Module) -> bool:
+            asked.append(type(self).__name__)
+            return isinstance(student, nn.Sequential)
+
+    class Second(First):
+        def matches(self, student: nn.Module) -> bool:
+            return super().matches(student) or isinstance(student, nn.Linear)
+
+    rooms = {"first": SimpleNamespace(First=First), "second": SimpleNamespace(Second=Second)}
+    monkeypatch.setattr(adapters, "import_module", rooms.__getitem__)
+    rows = (("torch.nn.modules", "first:First"), ("torch", "second:Second"), ("tor", "third:Third"))
+    monkeypatch.setattr(adapters, "BUILT_IN", rows)
+    assert isinstance(find_adapter(nn.Sequential()), First)
+    assert isinstance(find_adapter(nn.Linear(2, 2)), Second)
+    assert find_adapter(nn.ReLU()) is None  # a package's name is compared as a whole: "tor" is not asked
+    assert asked == ["First", "First", "Second", "First", "Second"]
+    monkeypatch.setattr(adapters, "_registered", [])
+    registered = ByPathAdapter(["0"])
+    register_adapter(nn.Sequential, registered)
+    assert find_adapter(nn.Sequential()) is registered
+
+
+@pytest.mark.parametrize("target", [target for _, target in adapters.BUILT_IN])
+def test_every_built_in_adapter_exists(target: str) -> None:
+    module, _, name = target.partition(":")
+    adapter = getattr(import_module(module), name)()
+    assert isinstance(adapter, StudentAdapter)
+    assert adapter.matches(nn.Linear(2, 2)) is False
+
+
+def test_nothing_is_imported_to_look_for_an_adapter() -> None:
+    program = (
+        "import sys; from torch import nn; from vfmdistill.adapters import BUILT_IN, find_adapter; "
+        "from importlib import import_module; [import_module(target.split(':')[0]) for _, target in BUILT_IN]; "
+        "assert find_adapter(nn.Linear(2, 2)) is None; "
+        "print([name for name in sys.modules if name in "
+        "('timm', 'torchvision', 'transformers', 'ultralytics', 'segmentation_models_pytorch')])"
+    )
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "[]"
 
 
 @pytest.mark.parametrize("adapter", [nn.Identity(), object(), ByPathAdapter])
