@@ -9,6 +9,7 @@ from vfmdistill.errors import CaptureError, DistillError, InputError, UnknownNam
 from vfmdistill.feature_cache import FeatureCache
 from vfmdistill.gradients import gradient_share
 from vfmdistill.injector import SemanticInjector
+from vfmdistill.inspection import Candidate, Inspection, inspect
 from vfmdistill.modulator import FixedWeight, GradientModulator, Update
 from vfmdistill.teacher import Teacher, TeacherFeatures
 from vfmdistill.teachers.catalog import TeacherSpec, list_teachers, register_teacher, teacher_spec
@@ -16,6 +17,7 @@ from vfmdistill.version import __version__
 
 __all__ = [
     "attach",
+    "inspect",
     "Distiller",
     "Teacher",
     "TeacherFeatures",
@@ -24,6 +26,8 @@ __all__ = [
     "list_teachers",
     "teacher_spec",
     "register_teacher",
+    "Inspection",
+    "Candidate",
     "SemanticInjector",
     "GradientModulator",
     "FixedWeight",

@@ -17,9 +17,10 @@ from vfmdistill.injector import SemanticInjector
 from vfmdistill.modulation import Modulation
 from vfmdistill.modulator import FixedWeight, GradientModulator, Modulator
 from vfmdistill.overlap import choose_stream
+from vfmdistill.probing import probe_images, unwrapped
 from vfmdistill.steps import Steps
 from vfmdistill.student_maps import StudentMaps
-from vfmdistill.tapping import adapter_and_taps, probe_images, student_dims
+from vfmdistill.tapping import adapter_and_taps, student_dims
 from vfmdistill.teacher import InputRange, Teacher, check_input_range
 from vfmdistill.teaching import Teaching
 
@@ -89,7 +90,7 @@ def attach(
     check_input_range(input_range)
     if not isinstance(every, int) or isinstance(every, bool) or every < 1:
         raise InputError(f"every={every!r}; expected 1 (the teachers look at every step) or a larger whole number.")
-    core = _unwrapped(student)
+    core = unwrapped(student)
     if next(core.parameters(), None) is None:
         raise InputError("the student has no parameters, so there is nothing to distil into.")
     device = device_of(core)
@@ -111,17 +112,6 @@ def attach(
     if stream is not None:
         teaching.start_early(student, stream)
     return distiller
-
-
-def _unwrapped(student: nn.Module) -> nn.Module:
-    if not isinstance(student, nn.Module):
-        raise InputError(f"student: a {type(student).__name__}; expected a torch.nn.Module.")
-    if isinstance(student, nn.DataParallel):
-        raise InputError("student: nn.DataParallel runs copies, which feed no tap; use DistributedDataParallel.")
-    if isinstance(student, nn.parallel.DistributedDataParallel):
-        return _unwrapped(student.module)
-    original = student._modules.get("_orig_mod")  # torch.compile(module) keeps the module there
-    return student if original is None else _unwrapped(original)
 
 
 def _modulator(modulator: Modulator | float | None, taps: Sequence[Tap]) -> Modulator:

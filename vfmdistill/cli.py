@@ -1,15 +1,19 @@
-"""The command line: which teachers there are, and what they see in an image."""
+"""The command line: which teachers there are, what they see in an image, and where a student can be tapped."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vfmdistill.command_words import blocks, device, grid, pixels, weight_files
 from vfmdistill.errors import DistillError, InputError, WeightsError
+from vfmdistill.student_specs import EXPECTED, build_student
 from vfmdistill.version import __version__
 
 if TYPE_CHECKING:
@@ -37,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command == "teachers":
             _show_teachers(options.filter, options.json)
+        elif options.command == "inspect":
+            _show_inspection(options)
         else:
             _show_features(options)
         sys.stdout.flush()
@@ -52,7 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="vfmdistill", description="Teachers: which there are, and what they see.")
+    parser = argparse.ArgumentParser(
+        prog="vfmdistill",
+        description="Teachers: which there are, and what they see. Students: where they can be tapped.",
+    )
     parser.add_argument("--version", action="version", version=f"vfmdistill {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -78,15 +87,28 @@ def _parser() -> argparse.ArgumentParser:
     )
     source.add_argument("--random", action="store_true", help="random weights: what a network sees untaught")
     features.add_argument(
-        "--grid", type=_grid, metavar="CELLS|HxW", help="along the longer side, or height x width (default: 32)"
+        "--grid", type=grid, metavar="CELLS|HxW", help="along the longer side, or height x width (default: 32)"
     )
     features.add_argument(
         "--output", type=Path, default=Path("features.png"), metavar="PNG", help="written anew (default: %(default)s)"
     )
     features.add_argument("--dense", choices=("tokens", "value"), help="what to read (default: the catalogue's choice)")
-    features.add_argument("--blocks", type=_blocks, metavar="N,N", help="blocks to read, from 1 (default: the last)")
+    features.add_argument("--blocks", type=blocks, metavar="N,N", help="blocks to read, from 1 (default: the last)")
     features.add_argument("--merge", choices=("concat", "mean"), help="several blocks (default: concat)")
     features.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1 … (default: a GPU if there is one)")
+
+    inspect = commands.add_parser(
+        "inspect",
+        help="list where a student can be tapped",
+        description="List the modules of a student whose outputs are maps, and mark what attach takes where no tap is "
+        "given. The network is built with random weights.",
+    )
+    inspect.add_argument("student", metavar="STUDENT", help=EXPECTED)
+    inspect.add_argument(
+        "--input-size", type=pixels, metavar="PIXELS|HxW", help="of the probe (default: the student's own, else 224)"
+    )
+    inspect.add_argument("--all", action="store_true", help="list layers without parameters too, and inner layers")
+    inspect.add_argument("--json", action="store_true", help="all of them, for programs")
     return parser
 
 
@@ -102,6 +124,26 @@ def _show_teachers(pattern: str, as_json: bool) -> None:
     console.print(f"{len(specs)} teacher{'s' * (len(specs) > 1)}. {_OTHERS}", soft_wrap=True)
 
 
+def _show_inspection(options: argparse.Namespace) -> None:
+    from vfmdistill.inspection import inspect
+    from vfmdistill.inspection_table import closing_line, inspection_as_table, shown_candidates
+
+    with nullcontext() if options.json else _console(stderr=True).status(f"{options.student} …"):
+        student, input_size = build_student(options.student)
+        try:
+            inspection = inspect(student, options.input_size or input_size)
+        except InputError as error:
+            raise InputError(f"{error} Here, input_size= is --input-size HxW.") from error
+    if options.json:
+        print(json.dumps({"student": options.student, **inspection.to_dict()}, indent=2, ensure_ascii=False))
+        return
+    console = _console()
+    console.print(inspection_as_table(inspection, options.all))
+    hidden = 0 if options.all else len(inspection.candidates) - len(shown_candidates(inspection))
+    more = f" {hidden} more with --all." if hidden else ""
+    console.print(f"{closing_line(inspection)}{more}", soft_wrap=True)
+
+
 def _show_features(options: argparse.Namespace) -> None:
     from vfmdistill.feature_sheet import CELLS, feature_columns
     from vfmdistill.images import read_image
@@ -115,7 +157,7 @@ def _show_features(options: argparse.Namespace) -> None:
     names = list(dict.fromkeys(options.teacher))
     for name in names:
         teacher_spec(name)
-    teachers = _teachers(names, _weights(options.weights, names), _device(options.device), options)
+    teachers = _teachers(names, weight_files(options.weights, names), device(options.device), options)
     images = [read_image(path) for path in options.images]
     columns = feature_columns(images, teachers, options.grid or CELLS)
     try:
@@ -141,56 +183,6 @@ def _teachers(
             except WeightsError as error:
                 here = f"Here, weights=PATH is --weights {name}=PATH, and pretrained=False is --random."
                 raise WeightsError(f"{error} {here}") from error
-
-
-def _weights(given: Sequence[str], teachers: Sequence[str]) -> dict[str, Path]:
-    """Say whose each file is: NAME=PATH, or a mere PATH for the only teacher."""
-    files: dict[str, Path] = {}
-    for word in given:
-        name, sign, path = word.partition("=")
-        if not sign or name not in teachers:
-            if len(teachers) > 1:
-                raise InputError(
-                    f"--weights {word} does not say whose it is; expected NAME=PATH with NAME one of "
-                    f"{', '.join(teachers)}."
-                )
-            name, path = teachers[0], word
-        if name in files:
-            raise InputError(f"--weights came twice for teacher {name!r}; give one file.")
-        files[name] = Path(path).expanduser()
-    return files
-
-
-def _grid(text: str) -> int | tuple[int, int]:
-    counts = _numbers(text.lower().replace("×", "x"), "x")
-    if len(counts) > 2:
-        raise argparse.ArgumentTypeError(f"{text!r} is no grid; expected cells such as 32, or height x width as 24x32")
-    return counts[0] if len(counts) == 1 else (counts[0], counts[1])
-
-
-def _blocks(text: str) -> list[int]:
-    return _numbers(text, ",")
-
-
-def _numbers(text: str, sign: str) -> list[int]:
-    parts = [part.strip() for part in text.split(sign)]
-    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not understood; expected whole numbers from 1, such as 9{sign}12"
-        )
-    return [int(part) for part in parts]
-
-
-def _device(name: str | None) -> str:
-    import torch
-
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:  # an unknown device, and one that torch was not built for
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--device {name} cannot be used here ({reason}); give cpu, or one that torch has.") from error
-    return name
 
 
 def _console(stderr: bool = False) -> Console:

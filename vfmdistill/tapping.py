@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from vfmdistill.adapters import ByPathAdapter, StudentAdapter, Tap, check_adapter, find_adapter
 from vfmdistill.capture import probe_outputs
 from vfmdistill.errors import CaptureError, InputError
-
-
-def probe_images(student: nn.Module) -> Tensor:
-    """Return one image of zeros, 224 × 224, as the student's parameters are.
-
-    Raises:
-        InputError: it has none in floating point.
-    """
-    parameter = next((p for p in student.parameters() if p.is_floating_point()), None)
-    if parameter is None:
-        raise InputError("the student has no floating-point parameters; pass a batch that it takes as probe=.")
-    return torch.zeros(1, 3, 224, 224, device=parameter.device, dtype=parameter.dtype)
+from vfmdistill.inspection import inspect_with
 
 
 def adapter_and_taps(
@@ -31,7 +20,7 @@ def adapter_and_taps(
 
     Raises:
         UnknownNameError: the student has no module of that path.
-        InputError: no tap is given and no adapter knows one.
+        InputError: no tap is given, no adapter knows one, and no module fits.
     """
     if adapter is None:
         adapter = find_adapter(student)
@@ -41,30 +30,33 @@ def adapter_and_taps(
         by_path = ByPathAdapter([tap] if isinstance(tap, str) else tap)
         return by_path if adapter is None else adapter, by_path.taps(student)
     if adapter is None:
-        raise InputError(
-            f"no tap is given and no adapter knows a {type(student).__name__}. Pass tap=, the path of the module to "
-            f"align{_candidates(student, images)}; or pass adapter=."
-        )
+        adapter = _by_inspection(student, images)
     taps = tuple(adapter.taps(student))
     if not taps:
         raise InputError(f"the adapter {type(adapter).__name__} names no tap for a {type(student).__name__}.")
     return adapter, taps
 
 
-def _candidates(student: nn.Module, images: Tensor) -> str:
-    """Say which modules give maps of stride 16 to 32, the outermost first, then the deepest."""
-    modules = {path: module for path, module in student.named_modules() if path}
-    reader = ByPathAdapter(())
-    found: list[tuple[str, str]] = []
-    for path, output in probe_outputs(student, modules, images).items():
-        try:
-            _, channels, height, width = reader.feature_map(Tap(path, modules[path]), output, images).shape
-        except CaptureError:
-            continue
-        if 16 <= images.shape[-2] / height <= 32:
-            found.insert(0, (path, f"{path!r} ({channels} × {height} × {width})"))
-    found.sort(key=lambda candidate: candidate[0].count("."))
-    return f", for example {', '.join(text for _, text in found[:6])}" if found else ""
+def _by_inspection(student: nn.Module, images: Tensor) -> ByPathAdapter:
+    """Return an adapter for the tap that `inspect` chooses, and warn that it did.
+
+    Raises:
+        InputError: no module fits.
+    """
+    inspection = inspect_with(student, images)
+    kind = type(student).__name__
+    if not inspection.chosen:
+        raise InputError(
+            f"no tap is given, no adapter knows a {kind}, and {inspection.reason} vfmdistill.inspect(student) lists "
+            "all candidates for tap=."
+        )
+    chosen = inspection.chosen[0]
+    warnings.warn(
+        f"no tap is given and no adapter knows a {kind}, so attach takes tap={chosen.path!r} ({chosen.type}, "
+        f"{' × '.join(map(str, chosen.shape))} {chosen.layout}): {inspection.reason} Give tap= to say so, or another.",
+        stacklevel=4,
+    )
+    return ByPathAdapter([chosen.path])
 
 
 def student_dims(student: nn.Module, adapter: StudentAdapter, taps: Sequence[Tap], images: Tensor) -> list[int]:

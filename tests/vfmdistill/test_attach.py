@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -171,11 +172,36 @@ def test_probe_of_the_caller() -> None:
         step(distiller.student, distiller, torch.rand(2, 3, 48, 48))
 
 
+def test_an_unknown_student_is_inspected_and_the_choice_is_said_once(student: Classifier) -> None:
+    with pytest.warns(UserWarning, match=r"no adapter knows a Classifier, so attach takes tap='body' \(Sequential, 1 ×"):
+        distiller = attach(student, Wide())
+    assert [tap.path for tap in distiller.taps] == [vfmdistill.inspect(student).chosen[0].path] == ["body"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step(student, distiller)
+        distiller.update()
+        attach(student, Wide(), tap="body").detach()
+    distiller.detach()
+    assert hooks(student) == 0
+
+
+def test_the_warning_points_at_the_line_that_attaches(student: Classifier) -> None:
+    with pytest.warns(UserWarning) as warned:
+        attach(student, Wide()).detach()
+    assert [warning.filename for warning in warned] == [__file__]
+
+
+def test_a_student_without_any_map_is_told_where_to_look() -> None:
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4))
+    with pytest.raises(InputError, match=r"no adapter knows a Sequential, and no module gives a map .*inspect\(student\)"):
+        attach(flat, Wide(), probe=torch.zeros(1, 3, 32, 32))
+    assert hooks(flat) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
         ({"tap": "bodi"}, UnknownNameError, "unknown tap 'bodi'; nearest: body"),
-        ({}, InputError, r"no adapter knows a Classifier\. Pass tap=.*for example 'relu' \(12 × 14 × 14\), 'body' \("),
         ({"tap": "unused"}, CaptureError, "tap 'unused' did not fire"),
         ({"tap": "head"}, CaptureError, r"tap 'head' \(Linear\) gave a tensor of shape \(1, 4\)"),
         ({"tap": "relu"}, InputError, "tap 'relu' .* no trainable parameters.*: a fixed λ"),

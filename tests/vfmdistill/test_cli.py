@@ -65,6 +65,8 @@ def sheet_size(path: Path) -> tuple[int, int]:
         ["features", "a.png"],
         ["teachers", "--yaml"],
         ["features", "a.png", "--teacher", "tiny_a", "--random", "--weights", "w.pth"],
+        ["inspect"],
+        ["inspect", "timm:resnet18", "deim_n"],
     ],
 )
 def test_words_that_are_no_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,6 +85,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"vfmdistill {__version__}" in printed
     assert "teachers" in printed
     assert "features" in printed
+    assert "inspect" in printed
 
 
 def test_the_table_of_teachers(capsys: pytest.CaptureFixture[str]) -> None:
@@ -260,7 +263,121 @@ def test_numbers_that_are_not_understood(words: list[str], capsys: pytest.Captur
     assert f"argument {words[0]}: {words[1]!r}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["teachers"], ["features", "{photograph}", "--teacher", "tiny_a"]])
+@pytest.fixture
+def _own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module of students in the current folder."""
+    (tmp_path / "students_of_mine.py").write_text(
+        "from torch import nn\n"
+        "def small():\n"
+        "    stem = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.ReLU())\n"
+        "    body = nn.Sequential(nn.Conv2d(8, 8, 4, 4), nn.ReLU())\n"
+        "    return nn.Sequential(stem, body, nn.AvgPool2d(4), nn.Flatten(), nn.Linear(8, 99))\n"
+        "built = small()\n"
+        "class Homes:\n"
+        "    home = small\n"
+        "def wide(width):\n"
+        "    return nn.Conv2d(3, width, 16, 16)\n"
+        "def nothing():\n"
+        "    return None\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "students_of_mine", raising=False)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+
+
+@pytest.mark.usefixtures("_own_module")
+def test_inspect_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    path = list(sys.path)
+    assert main(["inspect", "students_of_mine:small", "--input-size", "64"]) == 0
+    assert sys.path == path
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.split() for line in lines]
+    assert ["path", "type", "output", "stride", "layout", "parameters", "note"] in rows
+    assert ["0", "Sequential", "1", "×", "8", "×", "16", "×", "16", "4", "NCHW", "392"] in rows
+    assert ["→", "1", "Sequential", "1", "×", "8", "×", "4", "×", "4", "16", "NCHW", "1,032"] in rows
+    assert lines[-1].startswith("attach takes '1': the deepest map of stride 16 to 32; of 3 modules with such a map")
+    assert lines[-1].endswith(" 4 more with --all.")
+    assert main(["inspect", "students_of_mine:small", "--input-size", "64", "--all"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[3:9]] == ["0.0", "0.1", "0", "1.0", "1.1", "→"]
+    assert "--all" not in lines[-1]
+
+
+@pytest.mark.usefixtures("_own_module")
+@pytest.mark.parametrize("name", ["small", "built", "Homes.home"])
+def test_inspect_as_json(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", f"students_of_mine:{name}", "--input-size", "64x128", "--json"]) == 1
+    assert capsys.readouterr().out == ""  # a pool over the width is more than the head takes
+    assert main(["inspect", f"students_of_mine:{name}", "--input-size", "64x64", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["student"] == f"students_of_mine:{name}"
+    assert found["chosen"] == ["1"]
+    assert found["input_size"] == [64, 64]
+    assert [candidate["path"] for candidate in found["candidates"]] == ["0.0", "0.1", "0", "1.0", "1.1", "1"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "size"),
+    [
+        ("timm:test_resnet.r160_in1k", [160, 160]),  # a name with its weights, which are not loaded
+        ("torchvision:mobilenet_v3_small", [224, 224]),
+        ("torchvision:ssdlite320_mobilenet_v3_large", [320, 320]),
+        ("deim_n", [640, 640]),
+    ],
+)
+def test_a_student_is_inspected_at_its_own_size(spec: str, size: list[int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", spec, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["input_size"] == size
+    assert len(found["chosen"]) == 1
+
+
+@pytest.mark.usefixtures("_own_module")
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("deim_k", "unknown detector 'deim_k'; nearest: deim_"),
+        ("timm:resnet81", "unknown timm model 'resnet81'; nearest: resnet"),
+        ("torchvision:rsnet", "unknown torchvision model 'rsnet'; nearest: resnet"),
+        ("timm:", "student 'timm:'; expected timm:NAME"),
+        (".mine:build", "student '.mine:build'; expected timm:NAME"),
+        ("no_such_module:build", "module 'no_such_module' cannot be imported (No module named"),
+        ("students_of_mine:smal", "'students_of_mine' has no 'smal'"),
+        ("students_of_mine:wide", "missing a required argument: 'width'; expected a function that takes no arguments"),
+        ("students_of_mine:nothing", "students_of_mine:nothing returned a NoneType; expected a torch.nn.Module"),
+        ("students_of_mine:__name__", "a str; expected a function that returns the network"),
+        (
+            "students_of_mine:small",
+            "Give the size that it takes as input_size=, .* Here, input_size= is --input-size HxW",
+        ),
+    ],
+)
+def test_students_that_cannot_be_inspected(spec: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", spec]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("vfmdistill inspect: ")
+    assert all(part in printed.err for part in message.split(".* "))
+
+
+def test_inspect_without_the_package(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    assert main(["inspect", "timm:resnet18"]) == 1
+    assert "the package timm is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", ["0", "64x", "1x2x3", "wide"])
+def test_sizes_that_are_not_understood(size: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["inspect", "deim_n", "--input-size", size])
+    assert stopped.value.code == 2
+    assert f"argument --input-size: {size!r}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["teachers"], ["features", "{photograph}", "--teacher", "tiny_a"], ["inspect", "torchvision:mobilenet_v3_small"]],
+)
 def test_without_rich(
     words: list[str], photograph: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -268,6 +385,7 @@ def test_without_rich(
     assert main([word.format(photograph=photograph) for word in words]) == 1
     assert f"vfmdistill {words[0]}: the package rich is missing" in capsys.readouterr().err
     assert main(["teachers", "--json"]) == 0
+    assert main(["inspect", "torchvision:mobilenet_v3_small", "--json"]) == 0
 
 
 def test_the_module_runs() -> None:

@@ -9,6 +9,7 @@ from vfmdistill.version import __version__
 PUBLIC = {
     "attach",
     "ByPathAdapter",
+    "Candidate",
     "CaptureError",
     "DistillError",
     "Distiller",
@@ -16,6 +17,7 @@ PUBLIC = {
     "FixedWeight",
     "GradientModulator",
     "InputError",
+    "Inspection",
     "SemanticInjector",
     "StudentAdapter",
     "ForegroundAdapter",
@@ -28,6 +30,7 @@ PUBLIC = {
     "WeightsError",
     "__version__",
     "gradient_share",
+    "inspect",
     "list_teachers",
     "register_adapter",
     "register_teacher",
