@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from vfmdistill.modulator import FixedWeight, GradientModulator, Modulator
 from vfmdistill.overlap import choose_stream
 from vfmdistill.probing import probe_images, unwrapped
 from vfmdistill.steps import Steps
-from vfmdistill.student_maps import StudentMaps
+from vfmdistill.student_maps import StudentMaps, trained_parameters
 from vfmdistill.tapping import adapter_and_taps, student_dims
 from vfmdistill.teacher import InputRange, Teacher, check_input_range
 from vfmdistill.teaching import Teaching
@@ -31,7 +32,7 @@ def attach(
     student: nn.Module,
     teacher: TeacherSource | Mapping[Any, float],
     *,
-    tap: str | Sequence[str] | None = None,
+    tap: str | Sequence[str] | Mapping[str, float] | None = None,
     adapter: StudentAdapter | None = None,
     injector: SemanticInjector | Callable[[int, int], nn.Module] | None = None,
     modulator: Modulator | float | Mapping[str, Modulator | float] | None = None,
@@ -63,9 +64,12 @@ def attach(
         teacher: a catalogue name, a `Teacher`, any module that maps (N, 3, H, W) to (N, C, h, w), or several of these
             with their shares of the semantic loss, which are divided by their sum. Several are brought to one scale
             (`FeatureBalance`), and each gets an injector of its own.
-        tap: the path of the module to align, or several; None leaves it to the adapter.
+        tap: the path of the module to align; several, each with an injector of its own; or a mapping from paths to
+            their shares of the semantic loss, which are divided by their sum. None leaves it to the adapter, and where
+            there is none takes what `inspect` chooses, with a warning that says what.
         adapter: reads the taps; None takes the student itself if it has the two methods of `StudentAdapter`, else a
-            registered adapter that matches, else reads the given tap as a map or as tokens (`ByPathAdapter`).
+            registered adapter that matches, else one that is built in for students of timm, torchvision, transformers,
+            Ultralytics or segmentation-models-pytorch, else reads the tap by what it puts out (`ByPathAdapter`).
         injector: a `SemanticInjector` for the only teacher and tap, or a function that makes one from
             (student_dim, teacher_dim), like `functools.partial(SemanticInjector, objective="mse")`. None is the
             reference's: a linear projector and the cosine.
@@ -84,8 +88,11 @@ def attach(
 
     Raises:
         UnknownNameError: no such teacher or tap; the message lists the nearest.
-        InputError: an argument does not fit; the student fails on the probe; no tap is given and no adapter knows one.
+        InputError: an argument does not fit; the student fails on the probe; no tap is given and none can be found.
         CaptureError: the tap does not fire, or gives nothing that can be read as a map.
+
+    Warns:
+        UserWarning: no tap is given and no adapter knows the student; it says which one is taken, and why.
     """
     check_input_range(input_range)
     if not isinstance(every, int) or isinstance(every, bool) or every < 1:
@@ -97,21 +104,28 @@ def attach(
     stream = choose_stream(overlap, device)
     with untouched(core):
         images = probe_images(core) if probe is None else probe
-        adapter, taps = adapter_and_taps(core, adapter, tap, images)
+        tap_shares = _shares(tap, "tap") if isinstance(tap, Mapping) else None
+        adapter, taps = adapter_and_taps(core, adapter, list(tap) if isinstance(tap, Mapping) else tap, images)
         if not isinstance(modulator, Mapping):
             modulator = _modulator(modulator, taps)
         dims = student_dims(core, adapter, taps, images)
-        trained = [p for tap in taps for p in tap.module.parameters() if p.requires_grad]
-        steps = Steps(trained or [p for p in core.parameters() if p.requires_grad])
+        steps = Steps(lambda: trained_parameters(taps) or [p for p in core.parameters() if p.requires_grad])
         teaching = Teaching(_teachers(teacher, core), input_range, device, every, steps)
         if isinstance(modulator, Mapping):
             modulator = _modulators(modulator, taps, teaching)
         injectors = _injectors(injector, teaching, dict(zip(taps, dims, strict=True)), core)
-    modulation = Modulation(modulator, teaching.shares)
-    distiller = Distiller(StudentMaps(core, adapter, taps), teaching, injectors, modulation)
+    moved = partial(_moved, taps, injectors)
+    distiller = Distiller(
+        StudentMaps(core, adapter, taps, tap_shares), teaching, injectors, Modulation(modulator, teaching.shares, moved)
+    )
     if stream is not None:
         teaching.start_early(student, stream)
     return distiller
+
+
+def _moved(taps: Sequence[Tap], injectors: nn.Module) -> list[nn.Parameter]:
+    """Return what the optimizer moves in every step."""
+    return [*trained_parameters(taps), *(parameter for parameter in injectors.parameters() if parameter.requires_grad)]
 
 
 def _modulator(modulator: Modulator | float | None, taps: Sequence[Tap]) -> Modulator:
@@ -149,12 +163,10 @@ def _modulators(
 def _teachers(teacher: TeacherSource | Mapping[Any, float], student: nn.Module) -> dict[str, tuple[Teacher, float]]:
     """Return the teachers on the student's device, with shares that add up to 1, by different names."""
     sources: list[tuple[Any, float]] = list(teacher.items()) if isinstance(teacher, Mapping) else [(teacher, 1.0)]
-    shares = [share for _, share in sources]
-    if not sources or not all(_is_number(share) and math.isfinite(share) and share > 0 for share in shares):
-        raise InputError(f"teacher shares {shares}; expected one or more finite numbers above 0.")
+    shares = _shares(dict(enumerate(share for _, share in sources)), "teacher")
     trained = {id(parameter) for parameter in student.parameters()}
     teachers: dict[str, tuple[Teacher, float]] = {}
-    for source, share in sources:
+    for (source, _), share in zip(sources, shares, strict=True):
         if not isinstance(source, str | nn.Module):
             raise InputError(f"teacher: a {type(source).__name__}; expected a name, a Teacher or a torch.nn.Module.")
         if isinstance(source, nn.Module) and any(id(parameter) in trained for parameter in source.parameters()):
@@ -165,8 +177,16 @@ def _teachers(teacher: TeacherSource | Mapping[Any, float], student: nn.Module) 
         while name in teachers:
             count += 1
             name = f"{built.spec.name}-{count}"
-        teachers[name] = (built.to(device_of(student)), share / sum(shares))
+        teachers[name] = (built.to(device_of(student)), share)
     return teachers
+
+
+def _shares(given: Mapping[Any, float], kind: str) -> list[float]:
+    """Return shares of the semantic loss, divided by their sum."""
+    shares = list(given.values())
+    if not shares or not all(_is_number(share) and math.isfinite(share) and share > 0 for share in shares):
+        raise InputError(f"{kind} shares {shares}; expected one or more finite numbers above 0.")
+    return [share / sum(shares) for share in shares]
 
 
 def _is_number(value: object) -> bool:

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from vfmdistill.errors import CaptureError, InputError
+from vfmdistill.hooks import ForwardHook
 
 
 class Capture:
     """Holds the output of a module's latest training forward until it is taken.
 
-    Only forwards with `is_training()` and gradients enabled count; the latest one wins. A deep copy or a pickle of the
-    module carries an inert hook, and what the copy computes is never captured.
+    Only forwards with `is_training()` and gradients enabled count, and the latest one wins: also of a module that the
+    student calls several times in one forward. What activation checkpointing computes again in the backward pass does
+    not count, nor what a copy of the module computes (`ForwardHook`).
 
     Args:
         module: the module to watch; it must be called, not only its `forward`.
@@ -29,7 +31,8 @@ class Capture:
         self.name = name or type(module).__name__
         self._output: Any = None
         self._nothing = _NO_FORWARD
-        self._handle = module.register_forward_hook(_Hook(self, module, is_training))
+        self._is_training = is_training
+        self._hook = ForwardHook(module, self._store)
 
     def take(self) -> Any:
         """Return the captured output and forget it.
@@ -49,15 +52,18 @@ class Capture:
 
     def remove(self) -> None:
         """Take the hook off the module and forget what was captured. May be called again."""
-        self._handle.remove()
+        self._hook.remove()
         self.forget()
 
-    def store(self, output: Any, is_training: bool) -> None:
+    def _store(self, args: Any, output: Any) -> None:
         """Keep an output of the module if it can be trained on, else the reason why not."""
-        if not is_training:
+        if not self._is_training():
             self._nothing = "the student ran in eval mode. Call student.train() before the training forward."
         elif not torch.is_grad_enabled():
-            self._nothing = "the student ran without gradients (no_grad or inference_mode). Run it with gradients."
+            self._nothing = (
+                "the student ran without gradients (no_grad, inference_mode, or checkpointing with "
+                "use_reentrant=True). Run it with gradients, and checkpoint with use_reentrant=False."
+            )
         elif not _carries_gradient(output):
             self._nothing = (
                 "its output carries no gradient. Nothing up to it is trained: unfreeze it, or tap a later module."
@@ -121,7 +127,8 @@ def probe_outputs(student: nn.Module, modules: Mapping[str, nn.Module], images: 
         for module in student.modules():
             module.training = False  # not eval(), which some networks override to merge weights
         try:
-            with torch.no_grad():
+            # Code that was compiled before would run on without these hooks.
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"):
                 student(images)
         except Exception as error:
             raise InputError(
@@ -138,25 +145,10 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 _NO_FORWARD = (
-    "its module was not called. Run the student on the batch before every loss; a module that is bypassed (only its "
-    "forward() is called, or the student was compiled and run before attaching) cannot be captured."
+    "its module was not called. Run the student on the batch before every loss. A student that was compiled and run "
+    "before attaching goes on without the tap: attach earlier, or call torch.compiler.reset() once attached. A module "
+    "of which only forward() is called cannot be tapped."
 )
-
-
-class _Hook:
-    """The forward hook. Copies and pickles of it do nothing, so that a copied student feeds no one."""
-
-    def __init__(self, capture: Capture, module: nn.Module, is_training: Callable[[], bool]) -> None:
-        self._capture = capture
-        self._module = module
-        self._is_training = is_training
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        if module is self._module:
-            self._capture.store(output, self._is_training())
-
-    def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
-        return _make_inert_hook, ()
 
 
 def _reshard(student: nn.Module) -> None:
@@ -167,14 +159,6 @@ def _reshard(student: nn.Module) -> None:
         for module in student.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
-
-
-def _inert_hook(module: nn.Module, args: Any, output: Any) -> None:
-    """Stand for the hook on a copy."""
-
-
-def _make_inert_hook() -> Callable[..., None]:
-    return _inert_hook
 
 
 def _carries_gradient(output: Any) -> bool:

@@ -16,7 +16,7 @@ from vfmdistill.injector import SemanticInjector
 from vfmdistill.modulation import Modulation
 from vfmdistill.modulator import Modulator, Update
 from vfmdistill.observation import Observation
-from vfmdistill.student_maps import StudentMaps
+from vfmdistill.student_maps import StudentMaps, trained_parameters
 from vfmdistill.teacher import Teacher
 from vfmdistill.teaching import Teaching
 
@@ -24,7 +24,7 @@ from vfmdistill.teaching import Teaching
 class Distiller:
     """What `attach` returns. As a context manager it removes its hooks on leaving, also by an exception.
 
-    The semantic loss is the sum over teachers of their share times the mean over taps of the injector's objective.
+    The semantic loss is the sum over teachers and taps of both their shares times the injector's objective.
     With several teachers their maps are brought to one scale first (`FeatureBalance`).
 
     Attributes:
@@ -92,6 +92,9 @@ class Distiller:
     def loss(self, images: Tensor) -> Tensor:
         """Return λ × the semantic loss of the student's latest training forward, a scalar.
 
+        Of several forwards before one loss only the last counts, and of several calls of the tap in one forward too;
+        for a loss over all of them ask for one after each.
+
         With ``every=k`` it is 0 on all but the first of k steps, which then teach λ nothing. Losses between which
         there is neither `observe()` nor an optimizer's step belong to one step.
 
@@ -120,7 +123,7 @@ class Distiller:
             for name, share in self._teaching.shares.items():
                 watched = self._modulation.watched(name, student_map)
                 value = self.injectors[injector_key(name, tap)](watched, teacher_maps[name, grid], *weights)
-                values[name] = values[name] + share / len(self.taps) * value
+                values[name] = values[name] + share * self._student_maps.shares[tap] * value
                 if len(self.injectors) > 1:
                     self._measured[f"semantic_loss/{name}:{tap.path}"] = value.detach()
         self._measured["semantic_loss"] = torch.stack(list(values.values())).sum().detach()
@@ -130,7 +133,11 @@ class Distiller:
 
     @torch.no_grad()
     def observe(self) -> None:
-        """Read the share from the gradients; call it after every backward, before the optimizer's step.
+        """Read the share from the gradients; call it after the backward, before the optimizer's step.
+
+        Where gradients are accumulated over several backward passes, call it after each or after the last: what counts
+        is the share of the gradients that the optimizer uses. With ``every=k`` each call ends a step: then call it
+        after the last.
 
         Where torch.distributed runs, it also averages the injectors' gradients over all processes, as DDP does for the
         student's, so every process must call it. The scale of the gradients (AMP, clipping) does not matter. Never
@@ -142,7 +149,7 @@ class Distiller:
             return
         injector_parameters = _trained(self.injectors)
         average_gradients(injector_parameters)
-        tap_parameters = [parameter for tap in self.taps for parameter in _trained(tap.module)]
+        tap_parameters = trained_parameters(self.taps)
         share = gradient_share(tap_parameters, [*_trained(self.student), *injector_parameters])
         self._modulation.observe(share)
         self._measured["share"] = share
@@ -249,7 +256,7 @@ class Distiller:
             self._modulation.load_state_dict(modulator)
             raise
         self.injectors.load_state_dict(state["injectors"])
-        self._modulation.forget()
+        self._modulation.begin_anew()
         self._observation.discard()
 
     def detach(self) -> None:

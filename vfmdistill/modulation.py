@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 from vfmdistill.errors import WeightsError
 from vfmdistill.modulator import FixedWeight, Modulator, Update
+from vfmdistill.step_shares import StepShares
 
 
 class Modulation:
@@ -22,16 +24,24 @@ class Modulation:
     Args:
         modulator: one for all teachers, or one each by their names.
         shares: the teachers' shares of the semantic loss by name, which add up to 1.
+        parameters: as `StepShares` takes them.
     """
 
-    def __init__(self, modulator: Modulator | Mapping[str, Modulator], shares: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        modulator: Modulator | Mapping[str, Modulator],
+        shares: Mapping[str, float],
+        parameters: Callable[[], Sequence[nn.Parameter]],
+    ) -> None:
         self._shared = None if isinstance(modulator, Mapping) else modulator
         self.by_teacher: dict[str, Modulator] = (
             dict(modulator) if isinstance(modulator, Mapping) else dict.fromkeys(shares, modulator)
         )
         self._shares = shares
         self._pulls: dict[str, Tensor] = {}  # L1 norms of the gradients at the taps since the last observation
+        self._step_pulls: Tensor | None = None  # those of all observations of the step, (teachers,)
         self._latest: dict[str, Tensor] = {}
+        self._step_shares = StepShares(parameters)
 
     @property
     def shared(self) -> Modulator | None:
@@ -70,29 +80,29 @@ class Modulation:
         return torch.stack([self.by_teacher[name].weight * loss for name, loss in losses.items()]).sum()
 
     def observe(self, share: Tensor) -> None:
-        """Take the share of one step in percent, 0-dim, of all teachers together. Never reads the device.
+        """Take the share of a step in percent, 0-dim, of all teachers together. Never reads the device.
 
-        Where torch.distributed runs and each teacher has its own λ, every process must call it: the norms are added up.
+        It replaces what was observed before in the same step. Where torch.distributed runs and each teacher has its own
+        λ, every process must call it: the norms are added up.
         """
-        if self._shared is not None:
-            self._shared.observe(share)
-            return
-        pulls = torch.stack([self._pulls.get(name, torch.zeros_like(share)) for name in self.by_teacher])
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(pulls)
-        total = pulls.sum()
-        parts = torch.where(total == 0, 0 * share, share * (pulls / total))
-        self._pulls = {}
-        for part, (name, modulator) in zip(parts.unbind(), self.by_teacher.items(), strict=True):
-            modulator.observe(part)
-            self._latest[name] = part
+        shares = share.unsqueeze(0) if self._shared is not None else self._divided(share)
+        self._teach(self._step_shares.replace(shares))
 
     def forget(self) -> None:
-        """Forget the gradients since the last observation."""
+        """Forget the gradients since the last observation, and the observations that no optimizer followed."""
         self._pulls = {}
+        if self._step_pulls is not None:
+            self._step_pulls = torch.where(self._step_shares.used, self._step_pulls, 0)
+        self._step_shares.withdraw()
+
+    def begin_anew(self) -> None:
+        """Forget all that the modulators have not been given: the weights that it was read from are gone."""
+        self._pulls, self._step_pulls = {}, None
+        self._step_shares.flush()
 
     def update(self) -> Update:
         """Move every λ. Reads the device; where torch.distributed runs, every process must call it."""
+        self._teach(self._step_shares.flush())
         if self._shared is not None:
             return self._shared.update()
         previous = self.weight
@@ -100,9 +110,33 @@ class Modulation:
         seen = [update.share for update in updates.values() if update.share is not None]
         return Update(previous, self.weight, sum(seen) if seen else None, "by_teacher", updates)
 
+    def _divided(self, share: Tensor) -> Tensor:
+        """Return the part of the share of each teacher, (teachers,)."""
+        pulls = torch.stack([self._pulls.get(name, torch.zeros_like(share)) for name in self.by_teacher])
+        self._pulls = {}
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(pulls)
+        if self._step_pulls is not None:
+            pulls = pulls + torch.where(self._step_shares.used, 0, self._step_pulls)
+        self._step_pulls = pulls
+        total = pulls.sum()
+        parts = torch.where(total == 0, 0 * share, share * (pulls / total))
+        self._latest = dict(zip(self.by_teacher, parts.unbind(), strict=True))
+        return parts
+
+    def _teach(self, shares: Tensor | None, modulators: Sequence[Modulator] | None = None) -> None:
+        """Give the modulators, or copies of them, their shares of a step."""
+        if shares is not None:
+            for modulator, share in zip(modulators or self._distinct, shares.unbind(), strict=True):
+                modulator.observe(share)
+
+    @property
+    def _distinct(self) -> Sequence[Modulator]:
+        return [self._shared] if self._shared is not None else list(self.by_teacher.values())
+
     def finish_adapting(self) -> None:
         """From the next update on every λ is its modulator's default."""
-        for modulator in [self._shared] if self._shared is not None else self.by_teacher.values():
+        for modulator in self._distinct:
             modulator.finish_adapting()
 
     def metrics(self) -> dict[str, float | Tensor]:
@@ -114,10 +148,16 @@ class Modulation:
         return figures
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the modulator's state, or {"kind": "by_teacher", "modulators": states by name}. Reads the device."""
+        """Return the modulator's state, or {"kind": "by_teacher", "modulators": states by name}. Reads the device.
+
+        The latest observation counts in it, also if no optimizer has used its gradients yet.
+        """
+        self._teach(self._step_shares.release())
+        copies = copy.deepcopy(self._distinct)
+        self._teach(self._step_shares.held, copies)
         if self._shared is not None:
-            return self._shared.state_dict()
-        states = {name: modulator.state_dict() for name, modulator in self.by_teacher.items()}
+            return copies[0].state_dict()
+        states = {name: modulator.state_dict() for name, modulator in zip(self.by_teacher, copies, strict=True)}
         return {"kind": "by_teacher", "modulators": states}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

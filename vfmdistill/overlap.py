@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from vfmdistill.errors import InputError
+from vfmdistill.hooks import ForwardHook
 
 Maps: TypeAlias = Mapping[Any, Tensor]
 
@@ -66,7 +68,7 @@ class Overlap:
         self._plan = plan
         self._stream = stream
         self._started: tuple[Tensor, int, Maps] | None = None
-        self._handle = student.register_forward_pre_hook(_Start(self, student))
+        self._hook = ForwardHook(student, partial(self._begin, student), before=True)
 
     def start(self, images: object) -> None:
         """Start the teachers on the images that the student is about to see."""
@@ -106,9 +108,15 @@ class Overlap:
             self._stream.join(self._started[2])  # their memory is given away behind the work on it
         self._started = None
 
+    def _begin(self, student: nn.Module, args: tuple[Any, ...]) -> None:
+        if torch.compiler.is_compiling():  # the student was compiled after attaching: no graph break for this
+            return
+        if student.training and torch.is_grad_enabled() and args:
+            self.start(args[0])
+
     def remove(self) -> None:
         """Take the hook off the student. May be called again."""
-        self._handle.remove()
+        self._hook.remove()
         self.forget()
 
 
@@ -121,28 +129,3 @@ def choose_stream(overlap: bool | None, device: torch.device) -> SideStream | No
     if overlap and device.type != "cuda":
         raise InputError(f"overlap=True with a student on {device}; expected a CUDA device. Leave it out elsewhere.")
     return CudaSideStream(device) if device.type == "cuda" and overlap is not False else None
-
-
-class _Start:
-    """The forward pre-hook. A copy of the student carries one that does nothing."""
-
-    def __init__(self, overlap: Overlap, student: nn.Module) -> None:
-        self._overlap = overlap
-        self._student = student
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if torch.compiler.is_compiling():  # the student was compiled after attaching: no graph break for this
-            return
-        if module is self._student and module.training and torch.is_grad_enabled() and args:
-            self._overlap.start(args[0])
-
-    def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
-        return _make_inert_hook, ()
-
-
-def _inert_hook(module: nn.Module, args: Any) -> None:
-    """Stand for the hook on a copy."""
-
-
-def _make_inert_hook() -> Callable[..., None]:
-    return _inert_hook

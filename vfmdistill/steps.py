@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
@@ -14,10 +14,10 @@ class Steps:
     or, as fused optimizers do not count those up, in gradients that are gone.
 
     Args:
-        parameters: of the student, trained by every loss.
+        parameters: returns parameters of the student that every loss trains, as they are now: sharding replaces them.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+    def __init__(self, parameters: Callable[[], Sequence[nn.Parameter]]) -> None:
         self._parameters = parameters
         self._versions: list[int] = []
         self.open = False
@@ -25,8 +25,9 @@ class Steps:
     @property
     def taken(self) -> bool:
         """Whether an optimizer has used the gradients of the latest loss, or there are none."""
-        versions = [parameter._version for parameter in self._parameters]
-        return versions != self._versions or all(parameter.grad is None for parameter in self._parameters)
+        parameters = self._parameters()
+        versions = [parameter._version for parameter in parameters]
+        return versions != self._versions or all(parameter.grad is None for parameter in parameters)
 
     @property
     def begins(self) -> bool:
@@ -35,7 +36,7 @@ class Steps:
 
     def enter(self) -> None:
         """Take notice of a loss."""
-        self._versions = [parameter._version for parameter in self._parameters]
+        self._versions = [parameter._version for parameter in self._parameters()]
         self.open = True
 
     def close(self) -> None:

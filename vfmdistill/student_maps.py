@@ -19,11 +19,15 @@ class StudentMaps:
         student: the student, without wrappers, on its device.
         adapter: reads the taps.
         taps: modules of the student.
+        shares: of the taps in the loss, which add up to 1; None for equal ones.
     """
 
-    def __init__(self, student: nn.Module, adapter: StudentAdapter, taps: Sequence[Tap]) -> None:
+    def __init__(
+        self, student: nn.Module, adapter: StudentAdapter, taps: Sequence[Tap], shares: Sequence[float] | None = None
+    ) -> None:
         self.student = student
         self.taps = tuple(taps)
+        self.shares = dict(zip(self.taps, shares or [1 / len(self.taps)] * len(self.taps), strict=True))
         self.device = device_of(student)
         self._adapter = adapter
         self._captures = [Capture(tap.module, lambda: student.training, tap.path) for tap in self.taps]
@@ -104,3 +108,8 @@ class StudentMaps:
                 f"the map read from tap {tap.path!r} carries no gradient. The adapter's feature_map() must not detach."
             )
         return feature_map
+
+
+def trained_parameters(taps: Sequence[Tap]) -> list[nn.Parameter]:
+    """Return the parameters of the taps that are trained, as they are now: sharding replaces them."""
+    return [parameter for tap in taps for parameter in tap.module.parameters() if parameter.requires_grad]

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, distributed, nn
+from support.training_runs import EPOCHS, IMAGES, STEPS, Checkpointed, Student, Wrap, parts, shard, train
+from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import vfmdistill
@@ -17,81 +19,26 @@ pytestmark = pytest.mark.skipif(
 
 SHARDS = hasattr(torch.cpu.Stream, "record_event")  # this torch shards on the CPU
 WORLD = 2
-STEPS, EPOCHS = 3, 3
-IMAGES = torch.rand(STEPS, 4, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+Work = Callable[[int], dict[str, Any]]
+NETWORKS: dict[str, tuple[type[Student], Wrap]] = {
+    "ddp": (Student, DistributedDataParallel),
+    "ddp, checkpointed": (Checkpointed, DistributedDataParallel),
+    **({"fsdp": (Student, shard), "fsdp, checkpointed": (Checkpointed, shard)} if SHARDS else {}),
+}
+TRAINING = {"whole": (1, "each"), "in pieces": (2, "each"), "in pieces, observed once": (2, "last")}
+WAYS = [f"{network}, {when}, {how}" for network in NETWORKS for when in ("before", "after") for how in TRAINING]
 
 
-class Student(nn.Module):
-    """Small, and without anything that depends on who else is in the batch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 4, 4)
-        self.body = nn.Sequential(nn.GroupNorm(2, 8), nn.Conv2d(8, 12, 2, 2))
-        self.head = nn.Linear(12, 4)
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.head(torch.relu(self.body(self.stem(images))).mean((2, 3)))
-        return logits
-
-
-def _parts() -> tuple[Student, nn.Module]:
-    torch.manual_seed(0)
-    return Student(), nn.Conv2d(3, 10, 8, 8)
-
-
-def _whole(tensor: Any) -> Tensor:
-    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return whole.detach().clone()
-
-
-def _train(student: nn.Module, teacher: nn.Module, part: slice, accumulate: bool = False) -> dict[str, Any]:
-    """Train with a narrow window, so that λ moves at every update; return what must agree."""
-    modulator = GradientModulator(5.0, 11.0, 0.01, 20.0)
-    weights, shares, gradients = [], [], []
-    with vfmdistill.attach(student, teacher, tap="body", modulator=modulator, probe=IMAGES[0]) as distiller:
-        optimizer = torch.optim.SGD([*student.parameters(), *distiller.parameters()], lr=1e-2)
-        for _ in range(EPOCHS):
-            for images in IMAGES[:, part]:
-                optimizer.zero_grad()
-                for piece in images.chunk(2) if accumulate else [images]:
-                    loss = student(piece).logsumexp(1).mean() + distiller.loss(piece)
-                    (loss / (2 if accumulate else 1)).backward()
-                    distiller.observe()
-                gradients.append([p.grad.clone() for p in distiller.parameters()])  # type: ignore[union-attr]
-                shares.append(distiller.metrics()["share"])
-                optimizer.step()
-            distiller.update()
-            weights.append(distiller.weight)
-        return {
-            "weights": weights,
-            "shares": shares,
-            "gradients": gradients,
-            "injector": [p.detach().clone() for p in distiller.parameters()],
-            "student": [_whole(p) for p in student.parameters()],
-        }
-
-
-def _ddp(rank: int, accumulate: bool = False) -> dict[str, Any]:
-    student, teacher = _parts()
+def _trained(rank: int, network: str, when: str, how: str) -> dict[str, Any]:
+    """Train one process's part of the batch in a student that is wrapped before or after attaching."""
+    kind, wrap = NETWORKS[network]
+    pieces, observes = TRAINING[how]
+    student, teacher = parts(kind)
     torch.manual_seed(rank)  # the injectors must agree all the same
-    return _train(DistributedDataParallel(student), teacher, slice(2 * rank, 2 * rank + 2), accumulate)
-
-
-def _ddp_accumulated(rank: int) -> dict[str, Any]:
-    return _ddp(rank, accumulate=True)
-
-
-def _fsdp(rank: int) -> dict[str, Any]:
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    student, teacher = _parts()
-    torch.manual_seed(rank)
-    mesh = init_device_mesh("cpu", (WORLD,))
-    fully_shard(student.body, mesh=mesh)
-    fully_shard(student, mesh=mesh)
-    return _train(student, teacher, slice(2 * rank, 2 * rank + 2))
+    part = slice(2 * rank, 2 * rank + 2)
+    if when == "before":
+        return train(wrap(student), teacher, part, pieces=pieces, observes=observes)
+    return train(student, teacher, part, wrap=wrap, pieces=pieces, observes=observes)
 
 
 def _sharded_replicated_and_plain(rank: int) -> dict[str, Any]:
@@ -124,7 +71,7 @@ def _different_shares(rank: int) -> dict[str, Any]:
 
 
 def _stepped_without_observe(rank: int) -> dict[str, Any]:
-    student, teacher = _parts()
+    student, teacher = parts()
     images = IMAGES[0]
     messages = {}
     for kind in ("AdamW", "fused AdamW", "SGD"):
@@ -186,26 +133,30 @@ def _train_with_two_teachers(student: nn.Module, teacher: nn.Module, part: slice
 
 
 def _two_teachers(rank: int) -> dict[str, Any]:
-    student, teacher = _parts()
+    student, teacher = parts()
     return _train_with_two_teachers(DistributedDataParallel(student), teacher, slice(2 * rank, 2 * rank + 2))
 
 
-WORKS = [
-    _ddp,
-    _ddp_accumulated,
-    *([_fsdp] if SHARDS else []),
-    _sharded_replicated_and_plain,
-    _different_shares,
-    _stepped_without_observe,
-    _two_teachers,
-]
+WORKS: dict[str, Work] = {
+    **{
+        way: functools.partial(_trained, network=network, when=when, how=how)
+        for network in NETWORKS
+        for when in ("before", "after")
+        for how in TRAINING
+        for way in [f"{network}, {when}, {how}"]
+    },
+    "mixed": _sharded_replicated_and_plain,
+    "shares": _different_shares,
+    "unobserved": _stepped_without_observe,
+    "teachers": _two_teachers,
+}
 
 
 def _start(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
     try:
-        torch.save({work.__name__: work(rank) for work in WORKS}, f"{folder}/{rank}.pt")
+        torch.save({name: work(rank) for name, work in WORKS.items()}, f"{folder}/{rank}.pt")
     finally:
         distributed.destroy_process_group()
 
@@ -221,63 +172,48 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def whole() -> dict[str, Any]:
     """One process with the joined batch."""
-    student, teacher = _parts()
-    torch.manual_seed(0)
-    return _train(student, teacher, slice(None))
+    student, teacher = parts()
+    torch.manual_seed(0)  # as in the first process
+    return train(student, teacher, slice(None))
 
 
-_sharded = pytest.param("_fsdp", marks=pytest.mark.skipif(not SHARDS, reason="this torch shards on no CPU"))
-
-
-@pytest.mark.parametrize("work", ["_ddp", "_ddp_accumulated", _sharded])
-def test_processes_agree_to_the_last_bit(work: str, ranks: list[dict[str, Any]]) -> None:
-    first, second = (rank[work] for rank in ranks)
-    assert len(set(first["weights"])) == EPOCHS  # λ moved at every update
+@pytest.mark.parametrize("way", WAYS)
+def test_processes_do_what_one_does_with_the_joined_batch(
+    way: str, ranks: list[dict[str, Any]], whole: dict[str, Any]
+) -> None:
+    first, second = (rank[way] for rank in ranks)
     assert first["weights"] == second["weights"]
     for key in ("gradients", "injector", "student"):
         torch.testing.assert_close(first[key], second[key], rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("work", ["_ddp", _sharded])
-def test_processes_do_what_one_does_with_the_joined_batch(
-    work: str, ranks: list[dict[str, Any]], whole: dict[str, Any]
-) -> None:
-    first = ranks[0][work]
-    assert first["weights"] == pytest.approx(whole["weights"], rel=1e-5)
-    assert first["shares"] == pytest.approx(whole["shares"], rel=1e-5)
-    for key in ("gradients", "injector", "student"):
         torch.testing.assert_close(first[key], whole[key], rtol=0, atol=1e-6)
-
-
-def test_accumulation_sums_up_to_the_joined_batch(ranks: list[dict[str, Any]], whole: dict[str, Any]) -> None:
-    epoch = slice(0, STEPS)  # until λ moves by the shares, which are those of the parts in between as well
-    gradients = ranks[0]["_ddp_accumulated"]["gradients"]
-    torch.testing.assert_close(gradients[epoch], whole["gradients"][epoch], rtol=0, atol=1e-6)
+    assert len(set(whole["weights"])) == EPOCHS  # λ moved at every update
+    for key in ("weights", "shares", "means"):
+        assert first[key] == pytest.approx(whole[key], rel=1e-5)
 
 
 def test_share_of_sharded_replicated_and_plain_parameters(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
-        assert rank["_sharded_replicated_and_plain"]["share"] == pytest.approx(100 * (6 + 3) / (6 + 3 + 9 + 13))
+        assert rank["mixed"]["share"] == pytest.approx(100 * (6 + 3) / (6 + 3 + 9 + 13))
 
 
 def test_update_takes_the_mean_over_all_steps_of_all_processes(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
-        assert rank["_different_shares"]["share"] == 12.5  # (9 + 10 + 11 + 20) / 4
-        assert rank["_different_shares"]["weight"] == pytest.approx(5 * (10 * 87.5) / (12.5 * 90))
+        assert rank["shares"]["share"] == 12.5  # (9 + 10 + 11 + 20) / 4
+        assert rank["shares"]["weight"] == pytest.approx(5 * (10 * 87.5) / (12.5 * 90))
 
 
 @pytest.mark.parametrize("optimizer", ["AdamW", "fused AdamW", "SGD"])
 def test_stepping_without_observe_is_an_error(optimizer: str, ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
-        messages = rank["_stepped_without_observe"]
+        messages = rank["unobserved"]
         assert "Call distiller.observe() after every loss.backward()" in messages[optimizer]
 
 
 def test_two_teachers_are_balanced_and_weighted_alike_in_all_processes(ranks: list[dict[str, Any]]) -> None:
-    first, second = (rank["_two_teachers"] for rank in ranks)
+    first, second = (rank["teachers"] for rank in ranks)
     torch.testing.assert_close(first, second, rtol=0, atol=0)
     assert first["balance"][1] > 1000 * first["balance"][0]
-    student, teacher = _parts()
+    student, teacher = parts()
     whole = _train_with_two_teachers(student, teacher, slice(None))
     assert first["steps"] == whole["steps"] == 4 * STEPS
     # Up to the balance, which knows each process's part of the batch only

@@ -27,13 +27,14 @@ def _backward(modulation: Modulation, pulls: dict[str, float]) -> None:
 
 def test_one_modulator_for_all_is_left_to_itself() -> None:
     modulator = GradientModulator(5.0, 11.0, 1.0, 20.0)
-    modulation = Modulation(modulator, SHARES)
+    modulation = Modulation(modulator, SHARES, list)
     student_map = torch.ones(1, 2, 2, 2)
     assert modulation.watched("a", student_map) is student_map
     assert modulation.by_teacher == {"a": modulator, "b": modulator}
     assert modulation.metrics() == {"weight": 5.0}
-    modulation.observe(torch.tensor(20.0))
     twin = copy.deepcopy(modulator)
+    for taken in (modulation, twin):
+        taken.observe(torch.tensor(20.0))
     update = modulation.update()
     assert update == twin.update()
     assert update.teachers == {}
@@ -42,7 +43,7 @@ def test_one_modulator_for_all_is_left_to_itself() -> None:
 
 def test_the_share_is_divided_as_the_gradients_at_the_tap_are() -> None:
     modulators = _each()
-    modulation = Modulation(modulators, SHARES)
+    modulation = Modulation(modulators, SHARES, list)
     _backward(modulation, {"a": 3.0, "b": -1.0})
     modulation.observe(torch.tensor(40.0))
     assert modulation.metrics()["share/a"] == pytest.approx(30)
@@ -56,7 +57,7 @@ def test_the_share_is_divided_as_the_gradients_at_the_tap_are() -> None:
 
 
 def test_gradients_add_up_until_they_are_observed() -> None:
-    modulation = Modulation(_each(), SHARES)
+    modulation = Modulation(_each(), SHARES, list)
     _backward(modulation, {"a": 1.0, "b": 1.0})
     _backward(modulation, {"a": 1.0})
     modulation.observe(torch.tensor(30.0))
@@ -70,7 +71,7 @@ def test_gradients_add_up_until_they_are_observed() -> None:
 
 @pytest.mark.parametrize(("pull", "share"), [(0.0, 0.0), (math.inf, None), (math.nan, None)])
 def test_no_gradient_is_a_share_of_nothing_and_a_broken_one_is_none(pull: float, share: float | None) -> None:
-    modulation = Modulation(_each(), SHARES)
+    modulation = Modulation(_each(), SHARES, list)
     _backward(modulation, {"a": pull, "b": pull})
     modulation.observe(torch.tensor(0.0 if pull == 0 else 30.0))
     update = modulation.update()
@@ -81,16 +82,16 @@ def test_no_gradient_is_a_share_of_nothing_and_a_broken_one_is_none(pull: float,
 
 
 def test_losses_are_weighted_by_the_teachers_own_weight() -> None:
-    modulation = Modulation({"a": FixedWeight(2.0), "b": FixedWeight(10.0)}, SHARES)
+    modulation = Modulation({"a": FixedWeight(2.0), "b": FixedWeight(10.0)}, SHARES, list)
     losses = {"a": torch.tensor(1.0), "b": torch.tensor(0.5)}
     assert modulation.weighted(losses).item() == 7.0
-    assert Modulation(FixedWeight(4.0), SHARES).weighted(losses).item() == 6.0
+    assert Modulation(FixedWeight(4.0), SHARES, list).weighted(losses).item() == 6.0
     assert not modulation.adapts
-    assert Modulation({"a": FixedWeight(2.0), "b": GradientModulator()}, SHARES).adapts
+    assert Modulation({"a": FixedWeight(2.0), "b": GradientModulator()}, SHARES, list).adapts
 
 
 def test_finish_adapting_reaches_every_modulator() -> None:
-    modulation = Modulation(_each(), SHARES)
+    modulation = Modulation(_each(), SHARES, list)
     modulation.finish_adapting()
     _backward(modulation, {"a": 1.0, "b": 1.0})
     modulation.observe(torch.tensor(30.0))
@@ -104,19 +105,19 @@ def test_resumes_exactly_from_json() -> None:
         modulation.observe(torch.tensor(40.0))
         return modulation.update()
 
-    modulation, again = Modulation(_each(), SHARES), Modulation(_each(), SHARES)
+    modulation, again = Modulation(_each(), SHARES, list), Modulation(_each(), SHARES, list)
     teach(modulation, torch.tensor(3.0))
     again.load_state_dict(json.loads(json.dumps(modulation.state_dict())))
     assert teach(again, torch.tensor(2.0)) == teach(modulation, torch.tensor(2.0))
 
 
 def test_states_of_other_modulators_change_nothing() -> None:
-    each, shared = Modulation(_each(), SHARES), Modulation(GradientModulator(5.0, 11.0, 1.0, 20.0), SHARES)
+    each, shared = Modulation(_each(), SHARES, list), Modulation(GradientModulator(5.0, 11.0, 1.0, 20.0), SHARES, list)
     with pytest.raises(WeightsError, match=r"one modulator for all teachers; expected .* for each of"):
         each.load_state_dict(shared.state_dict())
     with pytest.raises(WeightsError, match=r"each of \['a', 'b'\]; expected that of one modulator for all"):
         shared.load_state_dict(each.state_dict())
-    state = Modulation({"a": GradientModulator(9.0, 11.0, 1.0), "b": FixedWeight(1.0)}, SHARES).state_dict()
+    state = Modulation({"a": GradientModulator(9.0, 11.0, 1.0), "b": FixedWeight(1.0)}, SHARES, list).state_dict()
     before = each.state_dict()
     with pytest.raises(WeightsError, match="'FixedWeight' modulator"):
         each.load_state_dict(state)
@@ -124,6 +125,6 @@ def test_states_of_other_modulators_change_nothing() -> None:
 
 
 def test_a_share_that_is_not_finite_is_none_for_every_teacher() -> None:
-    modulation = Modulation(_each(), SHARES)
+    modulation = Modulation(_each(), SHARES, list)
     modulation.observe(torch.tensor(math.nan))  # where no teacher pulled either
     assert {update.reason for update in modulation.update().teachers.values()} == {"no_observation"}

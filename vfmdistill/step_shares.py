@@ -1,0 +1,80 @@
+"""StepShares: the shares of a step, which count once an optimizer has used the gradients that they were read from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class StepShares:
+    """Holds the shares of the latest observation until it is known to have been the last one of its step.
+
+    Gradients may be accumulated over several backward passes, and each may be observed; only the last observation saw
+    what the optimizer uses. That it was used shows in the parameters' versions or, as fused optimizers do not count
+    those up, in their values, which are compared where they lie: nothing reads the device. Shares that do not count
+    are NaN, which modulators leave out.
+
+    Attributes:
+        held: the shares, (teachers,), NaN or None where there are none.
+
+    Args:
+        parameters: returns what the optimizer moves in every step, as it is now, since sharding replaces parameters. It
+            is the last one whose values are compared.
+    """
+
+    def __init__(self, parameters: Callable[[], Sequence[nn.Parameter]]) -> None:
+        self._parameters = parameters
+        self.held: Tensor | None = None
+        self._versions: list[int] = []
+        self._value = torch.empty(0)
+
+    @property
+    def used(self) -> Tensor:
+        """Whether the gradients of the latest observation were used, 0-dim; true before the first one."""
+        parameters = self._parameters()
+        value = _last(parameters)
+        if self.held is None or self._moved(parameters) or value.shape != self._value.shape:
+            return torch.ones((), dtype=torch.bool, device=value.device)
+        return (value != self._value).any()
+
+    def replace(self, shares: Tensor) -> Tensor | None:
+        """Hold the shares of another observation, and return those before, NaN if this one belongs to their step."""
+        before = self.release()
+        parameters = self._parameters()
+        self.held = shares
+        self._versions = [parameter._version for parameter in parameters]
+        self._value = _last(parameters).clone()
+        return before
+
+    def release(self) -> Tensor | None:
+        """Return the shares held if their gradients were used, else NaN, and hold the others on."""
+        shares = self.held
+        if shares is None or self._moved(self._parameters()):
+            return self.flush()
+        used = self.used
+        self.held = torch.where(used, torch.nan, shares)
+        return torch.where(used, shares, torch.nan)
+
+    def flush(self) -> Tensor | None:
+        """Return the shares held, used or not, and hold none."""
+        shares, self.held = self.held, None
+        return shares
+
+    def withdraw(self) -> None:
+        """Forget the shares held unless their gradients were used: the step is given up."""
+        if self.held is not None:
+            self.held = torch.where(self.used, self.held, torch.nan)
+
+    def _moved(self, parameters: Sequence[nn.Parameter]) -> bool:
+        """Whether the versions tell that the gradients were used."""
+        return [parameter._version for parameter in parameters] != self._versions
+
+
+def _last(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Return the values of the last parameter, of a sharded one those that lie here."""
+    last: Any = parameters[-1].detach() if parameters else torch.empty(0)
+    local: Tensor = last.to_local() if hasattr(last, "to_local") else last
+    return local
