@@ -109,23 +109,23 @@ def attach(
         if not isinstance(modulator, Mapping):
             modulator = _modulator(modulator, taps)
         dims = student_dims(core, adapter, taps, images)
-        steps = Steps(lambda: trained_parameters(taps) or [p for p in core.parameters() if p.requires_grad])
-        teaching = Teaching(_teachers(teacher, core), input_range, device, every, steps)
+        injectors = nn.ModuleDict()
+        trained = partial(_trained, core, taps, injectors)
+        teaching = Teaching(_teachers(teacher, core), input_range, device, every, Steps(trained))
         if isinstance(modulator, Mapping):
             modulator = _modulators(modulator, taps, teaching)
-        injectors = _injectors(injector, teaching, dict(zip(taps, dims, strict=True)), core)
-    moved = partial(_moved, taps, injectors)
-    distiller = Distiller(
-        StudentMaps(core, adapter, taps, tap_shares), teaching, injectors, Modulation(modulator, teaching.shares, moved)
-    )
+        injectors.update(_injectors(injector, teaching, dict(zip(taps, dims, strict=True)), core))
+    modulation = Modulation(modulator, teaching.shares, trained)
+    distiller = Distiller(StudentMaps(core, adapter, taps, tap_shares), teaching, injectors, modulation)
     if stream is not None:
         teaching.start_early(student, stream)
     return distiller
 
 
-def _moved(taps: Sequence[Tap], injectors: nn.Module) -> list[nn.Parameter]:
-    """Return what the optimizer moves in every step."""
-    return [*trained_parameters(taps), *(parameter for parameter in injectors.parameters() if parameter.requires_grad)]
+def _trained(student: nn.Module, taps: Sequence[Tap], injectors: nn.Module) -> list[nn.Parameter]:
+    """Return what every loss trains, as it is now; of the student only where there is nothing else."""
+    own = [parameter for parameter in injectors.parameters() if parameter.requires_grad]
+    return [*trained_parameters(taps), *own] or [p for p in student.parameters() if p.requires_grad]
 
 
 def _modulator(modulator: Modulator | float | None, taps: Sequence[Tap]) -> Modulator:
@@ -198,7 +198,7 @@ def _injectors(
     teaching: Teaching,
     dims: Mapping[Tap, int],
     student: nn.Module,
-) -> nn.ModuleDict:
+) -> dict[str, nn.Module]:
     """Return one injector for each teacher and tap, in float32 at least, the same on every process."""
     pairs = [(name, teacher, tap) for name, teacher in teaching.teachers.items() for tap in dims]
     if isinstance(injector, SemanticInjector):
@@ -223,4 +223,4 @@ def _injectors(
     if distributed.is_available() and distributed.is_initialized():
         for tensor in (*injectors.parameters(), *injectors.buffers()):
             distributed.broadcast(tensor.detach(), src=0)
-    return injectors
+    return dict(injectors.items())

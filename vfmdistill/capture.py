@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vfmdistill.errors import CaptureError, InputError
 from vfmdistill.hooks import ForwardHook
+from vfmdistill.sharding import reshard
 
 
 class Capture:
@@ -123,7 +124,7 @@ def probe_outputs(student: nn.Module, modules: Mapping[str, nn.Module], images: 
                 outputs[name] = output
 
             hooks.callback(module.register_forward_hook(keep).remove)
-        hooks.callback(_reshard, student)
+        hooks.callback(reshard, student)
         for module in student.modules():
             module.training = False  # not eval(), which some networks override to merge weights
         try:
@@ -149,16 +150,6 @@ _NO_FORWARD = (
     "before attaching goes on without the tap: attach earlier, or call torch.compiler.reset() once attached. A module "
     "of which only forward() is called cannot be tapped."
 )
-
-
-def _reshard(student: nn.Module) -> None:
-    """Free what FSDP2 has gathered: after a forward without backward it would leave the root's parameters whole."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        from torch.distributed.fsdp import FSDPModule
-
-        for module in student.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()
 
 
 def _carries_gradient(output: Any) -> bool:

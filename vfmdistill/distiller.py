@@ -16,6 +16,7 @@ from vfmdistill.injector import SemanticInjector
 from vfmdistill.modulation import Modulation
 from vfmdistill.modulator import Modulator, Update
 from vfmdistill.observation import Observation
+from vfmdistill.sharding import left_whole
 from vfmdistill.student_maps import StudentMaps, trained_parameters
 from vfmdistill.teacher import Teacher
 from vfmdistill.teaching import Teaching
@@ -93,7 +94,8 @@ class Distiller:
         """Return λ × the semantic loss of the student's latest training forward, a scalar.
 
         Of several forwards before one loss only the last counts, and of several calls of the tap in one forward too;
-        for a loss over all of them ask for one after each.
+        for a loss over all of them ask for one after each. DDP and FSDP2 need a loss that reaches all parameters: where
+        there is no other one, add 0 × the student's outputs.
 
         With ``every=k`` it is 0 on all but the first of k steps, which then teach λ nothing. Losses between which
         there is neither `observe()` nor an optimizer's step belong to one step.
@@ -153,7 +155,7 @@ class Distiller:
         share = gradient_share(tap_parameters, [*_trained(self.student), *injector_parameters])
         self._modulation.observe(share)
         self._measured["share"] = share
-        self._observation.done()
+        self._observation.done(left_whole(self.student, self.taps))
 
     def discard(self) -> None:
         """Forget the latest loss and its gradients: they are thrown away, for example because they are not finite.

@@ -22,6 +22,7 @@ class Observation:
         self._awaits = False  # a backward went through a loss, and only this process knows its gradients
         self._versions: list[int] = []  # of the parameters at the last loss
         self._skipped = self._noted = False  # since the last observation
+        self._whole: str | None = None  # a tap whose gradients were not exchanged when they were observed
 
     @property
     def due(self) -> bool:
@@ -43,14 +44,20 @@ class Observation:
         """Take notice of a batch that the teachers did not look at."""
         self._skipped = True
 
-    def done(self) -> None:
-        """Take notice of an observation, also of one that had nothing to see."""
+    def done(self, left_whole: str | None = None) -> None:
+        """Take notice of an observation, also of one that had nothing to see.
+
+        Args:
+            left_whole: as `sharding.left_whole` says; right for all but the last of accumulated gradients.
+        """
+        self._whole = left_whole
         self._observed = self._observed or self.due
         self._awaits = self._skipped = self._noted = False
 
     def discard(self) -> None:
         """Forget the losses since the last observation."""
         self._awaits = self._skipped = self._noted = False
+        self._whole = None
         self._lost = self._lost and self._observed
 
     def updated(self) -> None:
@@ -58,7 +65,7 @@ class Observation:
         self._lost = self._observed = False
 
     def check(self) -> None:
-        """Raise where an optimizer has seen gradients that the processes have not averaged.
+        """Raise where an optimizer has seen gradients that the processes have not averaged or exchanged.
 
         Its step shows in the parameters' versions, or, as fused optimizers do not count those up, in gradients that
         are gone.
@@ -73,6 +80,12 @@ class Observation:
             raise DistillError(
                 "gradients were used without observe(), where the processes average those of the injectors, so the "
                 "injectors now differ between processes. Call distiller.observe() after every loss.backward()."
+            )
+        if self._whole is not None and used:
+            raise DistillError(
+                f"gradients of tap {self._whole!r} were used that FSDP has not exchanged between the processes, so the "
+                "student was not trained by them: the backward pass did not go through its outputs. Where there is no "
+                "loss but the semantic one, add 0 * outputs.sum() to it."
             )
 
     def _note_backward(self, gradient: Tensor) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vfmdistill.versions import Versions
+
 
 class StepShares:
     """Holds the shares of the latest observation until it is known to have been the last one of its step.
@@ -21,38 +23,35 @@ class StepShares:
         held: the shares, (teachers,), NaN or None where there are none.
 
     Args:
-        parameters: returns what the optimizer moves in every step, as it is now, since sharding replaces parameters. It
-            is the last one whose values are compared.
+        parameters: returns what the optimizer moves in every step, as it is now. It is the last one whose values are
+            compared.
     """
 
     def __init__(self, parameters: Callable[[], Sequence[nn.Parameter]]) -> None:
-        self._parameters = parameters
         self.held: Tensor | None = None
-        self._versions: list[int] = []
+        self._versions = Versions(parameters)
         self._value = torch.empty(0)
 
     @property
     def used(self) -> Tensor:
         """Whether the gradients of the latest observation were used, 0-dim; true before the first one."""
-        parameters = self._parameters()
-        value = _last(parameters)
-        if self.held is None or self._moved(parameters) or value.shape != self._value.shape:
+        value = self._last()
+        if self.held is None or self._versions.changed or value.shape != self._value.shape:
             return torch.ones((), dtype=torch.bool, device=value.device)
         return (value != self._value).any()
 
     def replace(self, shares: Tensor) -> Tensor | None:
         """Hold the shares of another observation, and return those before, NaN if this one belongs to their step."""
         before = self.release()
-        parameters = self._parameters()
         self.held = shares
-        self._versions = [parameter._version for parameter in parameters]
-        self._value = _last(parameters).clone()
+        self._versions.note()
+        self._value = self._last().clone()
         return before
 
     def release(self) -> Tensor | None:
         """Return the shares held if their gradients were used, else NaN, and hold the others on."""
         shares = self.held
-        if shares is None or self._moved(self._parameters()):
+        if shares is None or self._versions.changed:
             return self.flush()
         used = self.used
         self.held = torch.where(used, torch.nan, shares)
@@ -68,13 +67,9 @@ class StepShares:
         if self.held is not None:
             self.held = torch.where(self.used, self.held, torch.nan)
 
-    def _moved(self, parameters: Sequence[nn.Parameter]) -> bool:
-        """Whether the versions tell that the gradients were used."""
-        return [parameter._version for parameter in parameters] != self._versions
-
-
-def _last(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Return the values of the last parameter, of a sharded one those that lie here."""
-    last: Any = parameters[-1].detach() if parameters else torch.empty(0)
-    local: Tensor = last.to_local() if hasattr(last, "to_local") else last
-    return local
+    def _last(self) -> Tensor:
+        """Return the values of the last parameter, of a sharded one those that lie here."""
+        parameters = self._versions.parameters()
+        last: Any = parameters[-1].detach() if parameters else torch.empty(0)
+        local: Tensor = last.to_local() if hasattr(last, "to_local") else last
+        return local

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from vfmdistill.versions import Versions
+
 
 class Steps:
     """Tells whether a loss belongs to the same step as the one before.
@@ -14,20 +16,17 @@ class Steps:
     or, as fused optimizers do not count those up, in gradients that are gone.
 
     Args:
-        parameters: returns parameters of the student that every loss trains, as they are now: sharding replaces them.
+        parameters: returns what every loss trains, as it is now.
     """
 
     def __init__(self, parameters: Callable[[], Sequence[nn.Parameter]]) -> None:
-        self._parameters = parameters
-        self._versions: list[int] = []
+        self._versions = Versions(parameters)
         self.open = False
 
     @property
     def taken(self) -> bool:
         """Whether an optimizer has used the gradients of the latest loss, or there are none."""
-        parameters = self._parameters()
-        versions = [parameter._version for parameter in parameters]
-        return versions != self._versions or all(parameter.grad is None for parameter in parameters)
+        return self._versions.changed or all(parameter.grad is None for parameter in self._versions.parameters())
 
     @property
     def begins(self) -> bool:
@@ -36,7 +35,7 @@ class Steps:
 
     def enter(self) -> None:
         """Take notice of a loss."""
-        self._versions = [parameter._version for parameter in self._parameters()]
+        self._versions.note()
         self.open = True
 
     def close(self) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -95,30 +97,30 @@ def train(
             "means": means,
             "gradients": gradients,
             "injector": [p.detach().clone() for p in distiller.parameters()],
-            "student": [_whole(p) for p in network.parameters()],
+            "student": [whole_tensor(p) for p in network.parameters()],
         }
 
 
-def shard(network: nn.Module) -> nn.Module:
-    """Shard over all processes (FSDP2), the tap apart from the rest."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
+def shard(network: nn.Module, apart: bool = True) -> nn.Module:
+    """Shard over all processes (FSDP2), the tap apart from the rest or with it."""
     mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
-    fully_shard(network.get_submodule("body"), mesh=mesh)
+    if apart:
+        fully_shard(network.get_submodule("body"), mesh=mesh)
     fully_shard(network, mesh=mesh)
     return network
 
 
 def _exchange(network: nn.Module, last: bool) -> AbstractContextManager[Any]:
     """Let gradients go round in the last piece only."""
-    if hasattr(network, "set_requires_gradient_sync"):
+    if isinstance(network, FSDPModule):
         network.set_requires_gradient_sync(last)
+        network.set_reshard_after_backward(last)
     if isinstance(network, DistributedDataParallel) and not last:
         return network.no_sync()
     return nullcontext()
 
 
-def _whole(tensor: Any) -> Tensor:
+def whole_tensor(tensor: Any) -> Tensor:
+    """Return a copy of a tensor, gathered if it is sharded."""
     whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return whole.detach().clone()

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from support.training_runs import EPOCHS, IMAGES, STEPS, Checkpointed, Student, Wrap, parts, shard, train
-from torch import distributed, nn
+from support.training_runs import EPOCHS, IMAGES, STEPS, Checkpointed, Student, Wrap, parts, shard, train, whole_tensor
+from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import vfmdistill
@@ -39,6 +40,36 @@ def _trained(rank: int, network: str, when: str, how: str) -> dict[str, Any]:
     if when == "before":
         return train(wrap(student), teacher, part, pieces=pieces, observes=observes)
     return train(student, teacher, part, wrap=wrap, pieces=pieces, observes=observes)
+
+
+def _without_another_loss(rank: int) -> dict[str, Any]:
+    """The student's weights after two steps with the semantic loss alone, or the error of the second step."""
+    found: dict[str, Any] = {}
+    wraps: dict[str, Wrap] = {"ddp": DistributedDataParallel}
+    if SHARDS:
+        wraps["fsdp"] = functools.partial(shard, apart=False)
+    for name, wrap in wraps.items():
+        for reaches_all in (True, False):
+            student, teacher = parts()
+            torch.manual_seed(0)
+            try:
+                weights = _align(wrap(student), teacher, slice(2 * rank, 2 * rank + 2), reaches_all)
+                found[f"{name}, {reaches_all}"] = weights
+            except (DistillError, RuntimeError) as error:
+                found[f"{name}, {reaches_all}"] = str(error)
+    return found
+
+
+def _align(student: nn.Module, teacher: nn.Module, part: slice, reaches_all: bool) -> list[Tensor]:
+    with vfmdistill.attach(student, teacher, tap="body", modulator=1.0, probe=IMAGES[0]) as distiller:
+        optimizer = torch.optim.SGD([*student.parameters(), *distiller.parameters()], lr=1e-2)
+        for images in IMAGES[:2, part]:
+            optimizer.zero_grad()
+            outputs = student(images)
+            (distiller.loss(images) + (0 * outputs.sum() if reaches_all else 0)).backward()
+            distiller.observe()
+            optimizer.step()
+        return [whole_tensor(parameter) for parameter in student.parameters()]
 
 
 def _sharded_replicated_and_plain(rank: int) -> dict[str, Any]:
@@ -145,6 +176,7 @@ WORKS: dict[str, Work] = {
         for how in TRAINING
         for way in [f"{network}, {when}, {how}"]
     },
+    "alone": _without_another_loss,
     "mixed": _sharded_replicated_and_plain,
     "shares": _different_shares,
     "unobserved": _stepped_without_observe,
@@ -220,3 +252,14 @@ def test_two_teachers_are_balanced_and_weighted_alike_in_all_processes(ranks: li
     torch.testing.assert_close(first["balance"], whole["balance"], rtol=0.05, atol=0)
     torch.testing.assert_close(first["shares"], whole["shares"], rtol=0.05, atol=0)
     torch.testing.assert_close(first["weights"], whole["weights"], rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("network", ["ddp", *(["fsdp"] if SHARDS else [])])
+def test_without_another_loss_the_outputs_must_be_in_it(network: str, ranks: list[dict[str, Any]]) -> None:
+    student, teacher = parts()
+    torch.manual_seed(0)
+    expected = _align(student, teacher, slice(None), reaches_all=True)
+    message = {"ddp": "parameters that were not used", "fsdp": r"'body' were used .*add 0 \* outputs\.sum\(\)"}[network]
+    for rank in ranks:
+        torch.testing.assert_close(rank["alone"][f"{network}, True"], expected, rtol=0, atol=1e-6)
+        assert re.search(message, rank["alone"][f"{network}, False"])

@@ -67,6 +67,7 @@ def test_what_is_computed_again_is_not_captured() -> None:
             distiller.loss(BATCHES[0])
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 def test_reentrant_checkpointing_has_no_gradient_to_give() -> None:
     class Reentrant(Student):
         def forward(self, images: Tensor) -> Tensor:
