@@ -13,6 +13,7 @@ from vfmdistill.adapters import Tap
 from vfmdistill.errors import DistillError, InputError, WeightsError
 from vfmdistill.gradients import average_gradients, gradient_share
 from vfmdistill.injector import SemanticInjector
+from vfmdistill.layer_shares import layer_shares
 from vfmdistill.modulation import Modulation
 from vfmdistill.modulator import Modulator, Update
 from vfmdistill.observation import Observation
@@ -145,6 +146,7 @@ class Distiller:
         student's, so every process must call it. The scale of the gradients (AMP, clipping) does not matter. Never
         reads the device. Where all losses since the last one were skipped by ``every=k``, it does nothing.
         """
+        self._student_maps.forget()  # what compiled code within a checkpoint has captured a second time
         self._teaching.settle()
         if not self._observation.due:
             self._observation.done()
@@ -214,6 +216,17 @@ class Distiller:
                     injector = cast(SemanticInjector, self.injectors[injector_key(name, tap)])
                     maps[injector_key(name, tap)] = (injector.project(student_map), teacher_map)
         return {key: maps[key] for key in self.injectors}
+
+    def layer_shares(self, depth: int = 1) -> dict[str, float]:
+        """Return the share of each part of the student, and of "injectors", in percent; they add up to 100.
+
+        From the gradients as they are: call it between the backward and the optimizer's step. Reads the device. Where
+        gradients are sharded, every process must call it.
+
+        Args:
+            depth: components of a parameter's name that make its part, see `vfmdistill.layer_shares`.
+        """
+        return layer_shares(self.student, depth, {"injectors": _trained(self.injectors)})
 
     def metrics(self) -> dict[str, float]:
         """Return the latest figures. Reads the device: for printing, not for every step.

@@ -26,7 +26,7 @@ def gradient_share(tap_parameters: Iterable[nn.Parameter], all_parameters: Itera
     """
     tap = {id(parameter): parameter for parameter in tap_parameters}
     rest = {id(parameter): parameter for parameter in all_parameters if id(parameter) not in tap}
-    tap_norm, rest_norm = _l1_norms((list(tap.values()), list(rest.values()))).unbind()
+    tap_norm, rest_norm = l1_norms((list(tap.values()), list(rest.values()))).unbind()
     total = tap_norm + rest_norm
     share = torch.where(total == 0, torch.zeros_like(total), 100 * (tap_norm / total))
     return torch.where(total.isfinite(), share, torch.full_like(share, torch.nan))
@@ -61,8 +61,12 @@ class _Layout(NamedTuple):
     placements: tuple[Any, ...]
 
 
-def _l1_norms(parts: Sequence[list[nn.Parameter]]) -> Tensor:
-    """Return the L1 norm over the gradients of each part, float32, shape (len(parts),)."""
+def l1_norms(parts: Sequence[list[nn.Parameter]]) -> Tensor:
+    """Return the L1 norm over the gradients of each part, float32, shape (len(parts),), on the parameters' device.
+
+    Nothing is read from the device. Sharded gradients are summed where they lie and cost one small all-reduce for each
+    way that parameters lie over processes, which every process of their mesh must join.
+    """
     device = next((parameter.device for part in parts for parameter in part), torch.device("cpu"))
     # Layouts come from the parameters, not from the gradients: every process must meet the same ones in the same order.
     layouts: dict[_Layout | None, list[list[Tensor]]] = defaultdict(lambda: [[] for _ in parts])

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
+from vfmdistill.calibration import Calibration
 from vfmdistill.errors import InputError, WeightsError
-from vfmdistill.mean_share import MeanShare
+from vfmdistill.mean_share import MeanShare, Span, mean_share
 
 Reason = Literal[
     "unchanged",  # the share lies in the window, or λ is too small to be scaled
@@ -24,7 +25,7 @@ Reason = Literal[
     "by_teacher",  # each teacher has a λ of its own: see `Update.teachers`
 ]
 
-_NO_GRADIENT = 1e-6  # percent
+NO_GRADIENT = 1e-6  # percent
 _SMALLEST_WEIGHT = 1e-6  # the reference leaves a λ as small as this where it is
 _SMALLEST_RATIO = 0.1
 
@@ -89,7 +90,7 @@ class GradientModulator:
     Published settings (weight, rho, delta, default_weight): S 5, 11, 1, 20; M 5, 3.5, 0.25, 15; L 15, 2, 0.1, 15;
     X 20, 2, 0.25, 20. They belong to those detectors on COCO. For anything else `rho="auto"` holds λ for
     `calibration_updates` updates and takes the mean share of all their steps as ρ and a tenth of it as δ, the authors'
-    advice for other data (github.com/RT-DETRs/RT-DETRv4/issues/17).
+    advice for other data (github.com/RT-DETRs/RT-DETRv4/issues/17). What it saw is in `calibration` then.
 
     Args:
         weight: λ to begin with, above 0.
@@ -135,8 +136,24 @@ class GradientModulator:
         self._shares = MeanShare()
         self._adapting = True
         self._calibrations = 0
-        self._calibration_sum = 0.0
-        self._calibration_count = 0
+        self._calibration_spans: list[Span] = []
+
+    def __repr__(self) -> str:
+        """Return the call that makes a modulator with these settings, beginning with the λ of now."""
+        settings = f"weight={self.weight}, rho={self.rho}, delta={self.delta}, default_weight={self.default_weight}"
+        if self.rho is None:
+            settings = f"weight={self.weight}, rho='auto', default_weight={self.default_weight}"
+            settings += f", calibration_updates={self.calibration_updates}"
+        return f"{type(self).__name__}({settings})"
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What `rho="auto"` saw and chose; None until it has chosen, and where ρ was given."""
+        if self.rho is None or self.delta is None or not self._calibration_spans:
+            return None
+        shares = tuple(span.mean for span in self._calibration_spans)
+        steps = math.ceil(math.fsum(span.number for span in self._calibration_spans))
+        return Calibration(shares, self.rho, self.delta, steps)
 
     def observe(self, share: Tensor | float) -> None:
         """Take the share of one step in percent, 0-dim; one that is not finite is left out. Never reads the device."""
@@ -151,21 +168,20 @@ class GradientModulator:
 
         Reads the device. Where torch.distributed runs, every rank must call it.
         """
-        total, count = self._shares.take()
-        share = total / count if count else None
-        previous = self.weight
-        self.weight, reason = self._decide(share, total, count)
+        spans = self._shares.take()
+        share, previous = mean_share(spans), self.weight
+        self.weight, reason = self._decide(share, spans)
         return Update(previous, self.weight, share, reason)
 
-    def _decide(self, share: float | None, total: float, count: int) -> tuple[float, Reason]:
-        if share is not None and share < _NO_GRADIENT:
+    def _decide(self, share: float | None, spans: Sequence[Span]) -> tuple[float, Reason]:
+        if share is not None and share < NO_GRADIENT:
             return self.default_weight, "no_gradient"
         if not self._adapting:
             return self.default_weight, "final_phase"
         if share is None:
             return self.weight, "no_observation"
         if self.rho is None or self.delta is None:
-            return self.weight, self._calibrate(total, count)
+            return self.weight, self._calibrate(spans)
         low, high = self.rho - self.delta, self.rho + self.delta
         if low <= share <= high or self.weight <= _SMALLEST_WEIGHT:
             return self.weight, "unchanged"
@@ -173,14 +189,14 @@ class GradientModulator:
         weight = min(max(self.weight * ratio, self.weight / 10), self.weight * 10)
         return weight, "raised" if weight > self.weight else "lowered"
 
-    def _calibrate(self, total: float, count: int) -> Reason:
+    def _calibrate(self, spans: Sequence[Span]) -> Reason:
         self._calibrations += 1
-        self._calibration_sum += total
-        self._calibration_count += count
-        if self._calibrations < self.calibration_updates:
+        self._calibration_spans += spans
+        rho = mean_share(self._calibration_spans)
+        if self._calibrations < self.calibration_updates or rho is None:
             return "calibrating"
-        self.rho = self._calibration_sum / self._calibration_count
-        self.delta = min(0.1 * self.rho, 0.5 * (100 - self.rho))  # the window ends below 100, as far as ρ does
+        self.rho = rho
+        self.delta = min(0.1 * rho, 0.5 * (100 - rho))  # the window ends below 100, as far as ρ does
         return "calibrated"
 
     def state_dict(self) -> dict[str, Any]:
@@ -194,8 +210,7 @@ class GradientModulator:
             "adapting": self._adapting,
             "calibration_updates": self.calibration_updates,
             "calibrations": self._calibrations,
-            "calibration_sum": self._calibration_sum,
-            "calibration_count": self._calibration_count,
+            "calibration_spans": [[span.total, span.number] for span in self._calibration_spans],
             **self._shares.state_dict(),
         }
 
@@ -213,8 +228,7 @@ class GradientModulator:
         self._adapting = state["adapting"]
         self.calibration_updates = state["calibration_updates"]
         self._calibrations = state["calibrations"]
-        self._calibration_sum = state["calibration_sum"]
-        self._calibration_count = state["calibration_count"]
+        self._calibration_spans = [Span(total, count) for total, count in state["calibration_spans"]]
         self._shares.load_state_dict(state)
 
 
@@ -234,6 +248,10 @@ class FixedWeight:
         self.weight = float(weight)
         self._shares = MeanShare()
 
+    def __repr__(self) -> str:
+        """Return the call that makes it."""
+        return f"{type(self).__name__}({self.weight})"
+
     def observe(self, share: Tensor | float) -> None:
         """Take the share of one step in percent, as `GradientModulator.observe`."""
         self._shares.add(share)
@@ -243,10 +261,8 @@ class FixedWeight:
 
     def update(self) -> Update:
         """Report the mean share since the last update over all ranks. Reads the device."""
-        total, count = self._shares.take()
-        if not count:
-            return Update(self.weight, self.weight, None, "no_observation")
-        return Update(self.weight, self.weight, total / count, "unchanged")
+        share = mean_share(self._shares.take())
+        return Update(self.weight, self.weight, share, "no_observation" if share is None else "unchanged")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as JSON-able values. Reads the device."""

@@ -111,6 +111,7 @@ def _state(trainer: Trainer) -> dict[str, Any]:
         "step": trainer.step,
         "ema": trainer.average.state(),
         "losses": trainer.meter.state(),
+        "layer_shares": trainer.layer_shares,
         "best": trainer.best,
         "last_stage": trainer.last_stage.state(),
         "bad_steps": trainer.bad_steps.state_dict(),
@@ -196,6 +197,7 @@ def restore(trainer: Trainer, path: Path) -> None:
     trainer.epoch, trainer.step = state["epoch"], state["step"]
     trainer.average.load_state(state["ema"])
     trainer.meter.load_state(state["losses"])
+    trainer.layer_shares = state.get("layer_shares", {})
     trainer.last_stage.load_state(state["last_stage"])
     trainer.bad_steps.load_state_dict(state["bad_steps"])
     trainer.best, trainer.figures = state["best"], state["figures"]

@@ -16,6 +16,7 @@ from detectors.detector import Detector
 from detectors.losses.criterion import Criterion, Matching, mean_over_processes
 from detectors.losses.finite import NonFiniteError
 from vfmdistill import Distiller
+from vfmdistill.layer_shares import layer_shares
 
 from .bad_steps import is_scale_search
 from .buffer_guard import BufferGuard
@@ -36,6 +37,8 @@ class Outcome:
         searching: gradients overflowed because the GradScaler is looking for its scale: skipped, but nothing is wrong.
         counts: what the criterion divided by.
         rng: the state of the generators before the step.
+        layer_shares: the shares of the gradient in percent by part of the detector and "injectors", where they were
+            asked for and the teachers looked.
     """
 
     rng: RngState
@@ -44,6 +47,7 @@ class Outcome:
     reason: str | None = None
     searching: bool = False
     counts: Tensor | None = None
+    layer_shares: dict[str, float] = field(default_factory=dict)
 
     def loss_values(self) -> list[dict[str, float]]:
         """Return the losses of each part as numbers. Reads the device."""
@@ -90,8 +94,14 @@ class TrainStep:
         self._matches_count = criterion.union_matching or model.spec.decoder == "dfine"
         self._parameters = [*model.parameters(), *(distiller.parameters() if distiller is not None else ())]
 
-    def __call__(self, batches: Sequence[Batch], step: int) -> Outcome:
-        """Do optimizer step number `step`, from 0, on this process's part or parts of a batch."""
+    def __call__(self, batches: Sequence[Batch], step: int, *, measure: bool = False) -> Outcome:
+        """Do optimizer step number `step`, from 0, on this process's part or parts of a batch.
+
+        Args:
+            batches: the parts.
+            step: its number.
+            measure: whether to read `Outcome.layer_shares` from the gradients; the same in every process.
+        """
         parts = [self._on_device(batch) for batch in batches]
         self._guard.save()
         self._draw_for(step)
@@ -107,6 +117,8 @@ class TrainStep:
         except _NotFiniteError as bad:
             outcome.reason = str(bad)
         if outcome.reason is None:
+            if measure and self.distiller is not None and self.distiller.looks and not outcome.searching:
+                outcome.layer_shares = layer_shares(self.model, extra={"injectors": self.distiller.parameters()})
             self.engine.step()
         else:
             self._guard.restore()

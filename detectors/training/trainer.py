@@ -45,7 +45,8 @@ class Trainer:
     `detectors.from_pretrained` with the best averaged weights and nothing of the teacher. `trainer.average.model` is
     the averaged model that is evaluated. As a context manager, or by `close()`, it detaches the distiller. Losses in
     the metrics are means over the batches of the first process; λ, share and the COCO figures are those of all
-    processes.
+    processes. "share/PART" is the share of a part of the detector, or of the injectors, in the last step of the epoch
+    that the teachers looked at.
 
     Args:
         recipe: the settings; `batch_size` must be a number.
@@ -105,6 +106,7 @@ class Trainer:
         self.in_last_stage = False
         self.best: dict[str, float] = {"AP": -1.0, "epoch": -1}
         self.figures: dict[str, Any] = {}
+        self.layer_shares: dict[str, float] = {}  # of the epoch's last step, as soon as it is done
         self.meter, self.last_stage = LossMeter(), LastStage()
         self.bad_steps = BadSteps(recipe.output, recipe.max_bad_steps, rank=engine.rank)
         self._stop = StopSignals()
@@ -196,14 +198,15 @@ class Trainer:
         first = self.step - epoch * steps
         self.in_last_stage = epoch >= self.recipe.stages.plain_from
         if first == 0:
-            self.meter = LossMeter()
+            self.meter, self.layer_shares = LossMeter(), {}
             if epoch == self.recipe.stages.plain_from:
                 self.last_stage.begin(self)
         self._network.train()
         batches = self.train_loader.epoch(epoch, first)
         for parts, _ in self.monitor.track(batches, steps, f"epoch {epoch}", epoch=epoch, first=first):
             set_learning_rate(self.optimizer, learning_rate_factor(self.recipe, self.step, steps))
-            outcome = self._train_step(parts, self.step)
+            left = steps * (epoch + 1) - self.step
+            outcome = self._train_step(parts, self.step, measure=left <= self.recipe.teacher_every)
             self.step += 1
             self._note(outcome, parts, epoch)
             if self.step % self.recipe.log_every == 0:
@@ -224,6 +227,7 @@ class Trainer:
             self.bad_steps.good()
             image_ids = [int(target["image_id"]) for _, targets in parts for target in targets]
             self.meter.add(self.step, outcome.losses, image_ids)
+            self.layer_shares = outcome.layer_shares or self.layer_shares
             return
         weights = self.engine.full_state(self.model) if self.recipe.shard else None  # all processes together
         if not outcome.reason:
@@ -274,9 +278,12 @@ class Trainer:
             update = self.distiller.update()
             figures |= {"weight": update.previous, "share": update.share, "next_weight": update.weight}
             figures["modulation"] = str(update.reason)
+            figures |= {f"share/{part}": share for part, share in self.layer_shares.items()}
             modulator = self.distiller.modulator
             if isinstance(modulator, GradientModulator) and modulator.rho is not None:
                 figures |= {"rho": modulator.rho, "delta": modulator.delta}
+                if update.reason == "calibrated":
+                    self.monitor.say(str(modulator.calibration))
         figures["learning_rate"] = self.optimizer.param_groups[-1]["lr"]
         self.epoch, self.figures = epoch + 1, figures | evaluation
         improved = evaluation.get("AP", -1.0) > self.best["AP"]

@@ -161,6 +161,17 @@ def test_share_is_that_of_the_taps_over_all_trained_parameters(student: Classifi
         assert distiller.weight == modulator.weight == update.weight < 5
 
 
+def test_shares_of_the_layers(student: Classifier) -> None:
+    with attach(student, Wide(), tap="body") as distiller:
+        step(student, distiller)
+        shares = distiller.layer_shares()
+        assert list(shares) == ["stem", "body", "unused", "head", "injectors"]
+        assert sum(shares.values()) == pytest.approx(100)
+        assert shares["body"] == pytest.approx(distiller.metrics()["share"])
+        assert shares["unused"] == 0
+        assert {"body.0", "body.1"} <= distiller.layer_shares(depth=2).keys()
+
+
 def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:
     shares, gradients = [], []
     for parts in (1, 2):

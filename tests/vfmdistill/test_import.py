@@ -9,6 +9,7 @@ from vfmdistill.version import __version__
 PUBLIC = {
     "attach",
     "ByPathAdapter",
+    "Calibration",
     "Candidate",
     "CaptureError",
     "DistillError",
@@ -31,9 +32,11 @@ PUBLIC = {
     "__version__",
     "gradient_share",
     "inspect",
+    "layer_shares",
     "list_teachers",
     "register_adapter",
     "register_teacher",
+    "suggest_modulator",
     "teacher_spec",
 }
 

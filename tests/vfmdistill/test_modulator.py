@@ -243,6 +243,33 @@ def test_fixed_weight_reports_the_share_and_stays() -> None:
         FixedWeight(-1)
 
 
+def test_repr_can_be_pasted() -> None:
+    given, auto = GradientModulator(*S), GradientModulator(8.0, default_weight=3.0, calibration_updates=1)
+    assert repr(given) == "GradientModulator(weight=5.0, rho=11.0, delta=1.0, default_weight=20.0)"
+    assert repr(auto) == "GradientModulator(weight=8.0, rho='auto', default_weight=3.0, calibration_updates=1)"
+    assert repr(FixedWeight(3)) == "FixedWeight(3.0)"
+    for modulator in (given, auto):
+        assert eval(repr(modulator)).state_dict() == modulator.state_dict()
+        modulator.observe(9.0)
+        modulator.update()
+    assert given.weight == pytest.approx(5 * r(12, 9))
+    assert repr(given) == f"GradientModulator(weight={given.weight!r}, rho=11.0, delta=1.0, default_weight=20.0)"
+    assert repr(auto) == "GradientModulator(weight=8.0, rho=9.0, delta=0.9, default_weight=3.0)"
+    again = eval(repr(given))
+    for modulator in (given, again):
+        modulator.observe(20.0)
+    assert again.update() == given.update()
+
+
+def test_states_without_the_shares_over_time_are_refused() -> None:
+    modulator = GradientModulator()
+    state = modulator.state_dict()
+    for key in ("share_spans", "calibration_spans"):
+        with pytest.raises(WeightsError, match="Attach with the modulator that the state was saved from"):
+            modulator.load_state_dict({name: value for name, value in state.items() if name != key})
+    assert modulator.state_dict() == state
+
+
 def test_states_of_another_kind_are_refused() -> None:
     fixed, adaptive = FixedWeight(1.0), GradientModulator()
     with pytest.raises(WeightsError, match=r"'FixedWeight' modulator.*expected one of a 'GradientModulator'"):

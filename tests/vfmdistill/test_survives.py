@@ -237,15 +237,6 @@ def test_frozen_layers_stay_and_do_not_count(student: Classifier) -> None:
 # Compiling
 
 
-def _compiled_before(student: nn.Module) -> tuple[nn.Module, nn.Module]:
-    compiled: Any = torch.compile(student, backend="aot_eager")
-    return compiled, compiled
-
-
-def _compiled_after(student: nn.Module) -> tuple[nn.Module, nn.Module]:
-    return student, torch.compile(student, backend="aot_eager")  # type: ignore[return-value]
-
-
 @pytest.fixture
 def _fresh_compiler() -> Iterator[None]:
     torch.compiler.reset()
@@ -274,6 +265,24 @@ def test_compiled_students_learn_the_same(when: str, plain: dict[str, Any]) -> N
     if when == "in place, before":
         student.compile(backend="aot_eager", fullgraph=True)
     assert _agrees(train(attached, teacher, slice(None), wrap=wrap), plain)
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.parametrize("inside", [True, False])
+def test_checkpoints_and_compiling_together(inside: bool, plain: dict[str, Any]) -> None:
+    def wrap(network: nn.Module) -> nn.Module:
+        if inside:
+            network.get_submodule("body").compile(backend="aot_eager")
+            return network
+        compiled: Any = torch.compile(network, backend="aot_eager")
+        return compiled
+
+    student, teacher = parts(Checkpointed)
+    assert _agrees(train(student, teacher, slice(None), wrap=wrap), plain)
+    with attach(student, teacher, tap="body", probe=BATCHES[0]) as distiller:
+        step(wrap(student), distiller, BATCHES[0])
+        with pytest.raises(CaptureError, match="was not called"):
+            distiller.loss(BATCHES[0])
 
 
 @pytest.mark.usefixtures("_fresh_compiler")

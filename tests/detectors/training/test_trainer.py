@@ -1,18 +1,23 @@
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from support.tiny_run import STEPS, tiny_recipe
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import detectors
 from detectors.pretrained import from_pretrained
-from detectors.training import Trainer, assemble, load_checkpoint
+from detectors.training import Interrupted, Trainer, assemble, load_checkpoint
 from detectors.training.bad_steps import TooManyBadSteps
 from detectors.training.ema import WeightAverage
 from detectors.training.engine import Engine
+from vfmdistill import GradientModulator
 from vfmdistill.errors import InputError, UnknownNameError, WeightsError
+from vfmdistill.suggestion import suggest_modulator
 
 
 def test_a_run_leaves_metrics_curves_and_checkpoints_and_no_hooks(toy: Path, tmp_path: Path) -> None:
@@ -34,6 +39,81 @@ def test_a_run_leaves_metrics_curves_and_checkpoints_and_no_hooks(toy: Path, tmp
     assert state["class_names"] == trainer.model.class_names
     assert state["recipe"]["model"] == "rtdetrv4_n"
     assert state["modulator"]["weight"] == trainer.distiller.weight  # type: ignore[union-attr]
+
+
+def lines_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_shares_by_part_are_those_of_the_last_step_that_the_teacher_looked_at(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with assemble(tiny_recipe(toy, tmp_path, epochs=2, plain_epochs=0, teacher_every=2)) as trainer:
+        gradients: list[dict[str, float]] = []
+        clip = trainer.engine.clip
+
+        def watched(*args: Any) -> torch.Tensor:
+            norm = clip(*args)
+            named = [*trainer.model.named_parameters(), *trainer.distiller.named_parameters()]  # type: ignore[union-attr]
+            sums = dict.fromkeys((name.split(".")[0] for name, one in named if one.requires_grad), 0.0)
+            for name, parameter in named:
+                if parameter.grad is not None:
+                    sums[name.split(".")[0]] += parameter.grad.abs().sum().item()
+            gradients.append({part: 100 * total / sum(sums.values()) for part, total in sums.items()})
+            return norm
+
+        monkeypatch.setattr(trainer.engine, "clip", watched)
+        trainer.fit()
+    looked = [2, 4]  # of steps 0 to 5, every other one is: the last of each epoch
+    for line, step in zip(lines_of(tmp_path), looked, strict=True):
+        shares = {name.removeprefix("share/"): share for name, share in line.items() if name.startswith("share/")}
+        assert shares == pytest.approx(gradients[step], rel=1e-4)
+        assert shares.keys() == {"backbone", "encoder", "decoder", "injectors"}
+        assert sum(shares.values()) == pytest.approx(100)
+        assert shares["injectors"] > 0
+    curves = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in curves.Scalars("epoch/share/encoder")] == [STEPS, 2 * STEPS]
+
+
+def test_shares_by_part_survive_a_stop_after_the_last_step_of_an_epoch(toy: Path, tmp_path: Path) -> None:
+    with assemble(tiny_recipe(toy, tmp_path / "whole", epochs=1)) as trainer:
+        trainer.fit()
+    with assemble(tiny_recipe(toy, tmp_path / "stopped", epochs=1)) as trainer:
+        note = trainer._note
+
+        def stop(*args: Any) -> None:
+            note(*args)
+            trainer._stop.received = signal.SIGTERM if trainer.step == STEPS else None
+
+        trainer._note = stop  # type: ignore[method-assign]
+        with pytest.raises(Interrupted):
+            trainer.fit()
+    assert not lines_of(tmp_path / "stopped")
+    with assemble(tiny_recipe(toy, tmp_path / "stopped", epochs=1, resume=True)) as trainer:
+        figures = trainer.fit()
+    assert figures["share/backbone"] > 0
+    assert lines_of(tmp_path / "stopped") == lines_of(tmp_path / "whole")
+
+
+def test_a_calibration_is_said_once_and_the_next_run_can_go_by_the_log(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with assemble(tiny_recipe(toy, tmp_path, rho="auto", epochs=4, evaluate_every=4)) as trainer:
+        trainer.fit()
+        modulator = trainer.distiller.modulator  # type: ignore[union-attr]
+    assert isinstance(modulator, GradientModulator)
+    assert modulator.calibration is not None
+    assert modulator.calibration.steps == len(modulator.calibration.shares) == 2 * STEPS
+    said = capsys.readouterr().out
+    assert said.count("calibrated over") == said.count(str(modulator.calibration)) == 1
+    lines = lines_of(tmp_path)
+    reasons = [line["modulation"] for line in lines]
+    assert (*reasons[:2], reasons[3]) == ("calibrating", "calibrated", "final_phase")
+    assert lines[1]["rho"] == modulator.rho == pytest.approx((lines[0]["share"] + lines[1]["share"]) / 2)
+    suggested = suggest_modulator(tmp_path / "metrics.jsonl")
+    held = [line for line in lines[:3] if line["next_weight"] == line["weight"]]
+    assert suggested.rho == pytest.approx(np.median([line["share"] for line in held[len(held) // 2 :]]))
+    assert suggested.default_weight == 20
 
 
 def test_the_projector_is_in_the_checkpoint_but_not_in_the_model(toy: Path, tmp_path: Path) -> None:
@@ -119,9 +199,9 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count(
             losses = criterion(*args)
             return losses | ({"loss_giou": losses["loss_giou"] * torch.nan} if trainer.step == 1 else {})
 
-        def watched(parts: Any, number: int) -> Any:
+        def watched(parts: Any, number: int, **options: Any) -> Any:
             before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
-            outcome = step(parts, number)
+            outcome = step(parts, number, **options)
             after = trainer.model.state_dict()
             seen.append([key for key in before if not torch.equal(before[key], after[key])])
             return outcome
