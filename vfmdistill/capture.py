@@ -75,9 +75,13 @@ class Capture:
 
 @contextmanager
 def untouched(student: nn.Module) -> Iterator[None]:
-    """On leaving, also by an exception, give back training flags, buffers and RNG states as they were on entering."""
+    """On leaving, also by an exception, give back attributes, buffers and RNG states as they were on entering.
+
+    Attributes are those of every module, training flags among them; what they refer to is not copied.
+    """
     device = device_of(student)
     flags = [(module, module.training) for module in student.modules()]
+    attributes = [(module, dict(vars(module))) for module in student.modules()]
     buffers = [(module, dict(module._buffers)) for module in student.modules()]
     values = [(buffer, buffer._version, buffer.detach().clone()) for buffer in student.buffers()]
     cpu_state = torch.get_rng_state()
@@ -89,6 +93,10 @@ def untouched(student: nn.Module) -> Iterator[None]:
     finally:
         for module, training in flags:
             module.training = training
+        for module, before in attributes:  # some networks note in a forward what they have seen
+            for name in vars(module).keys() - before.keys():
+                del vars(module)[name]
+            vars(module).update(before)
         for module, entries in buffers:
             module._buffers.clear()
             module._buffers.update(entries)

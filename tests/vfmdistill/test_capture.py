@@ -128,3 +128,22 @@ def test_untouched_gives_batch_statistics_back() -> None:
         student(torch.randn(2, 3, 4, 4))
         assert not torch.equal(student.state_dict()["1.running_mean"], before["1.running_mean"])
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+
+
+def test_untouched_gives_attributes_back() -> None:
+    class Notes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(3, 4, 1)
+            self.latest: Tensor | None = None
+
+        def forward(self, images: Tensor) -> Any:
+            self.latest, self.size = images, tuple(images.shape)
+            return self.layer(images)
+
+    student = Notes()
+    with untouched(student):
+        student(IMAGES)
+        assert student.latest is IMAGES
+    assert student.latest is None
+    assert not hasattr(student, "size")
