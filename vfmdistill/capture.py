@@ -75,14 +75,16 @@ class Capture:
 
 @contextmanager
 def untouched(student: nn.Module) -> Iterator[None]:
-    """On leaving, also by an exception, give back attributes, buffers and RNG states as they were on entering.
+    """On leaving, also by an exception, give back attributes, hooks, buffers and RNG states as they were on entering.
 
     Attributes are those of every module, training flags among them; what they refer to is not copied.
     """
     device = device_of(student)
     flags = [(module, module.training) for module in student.modules()]
     attributes = [(module, dict(vars(module))) for module in student.modules()]
-    buffers = [(module, dict(module._buffers)) for module in student.modules()]
+    # Networks of transformers, for one, set up hooks in their first forward, and note that they did.
+    tables = [table for module in student.modules() for name, table in vars(module).items() if _is_table(name, table)]
+    entries = [(table, dict(table)) for table in tables]
     values = [(buffer, buffer._version, buffer.detach().clone()) for buffer in student.buffers()]
     cpu_state = torch.get_rng_state()
     accelerator = None if device.type in ("cpu", "meta") else torch.get_device_module(device)
@@ -97,9 +99,9 @@ def untouched(student: nn.Module) -> Iterator[None]:
             for name in vars(module).keys() - before.keys():
                 del vars(module)[name]
             vars(module).update(before)
-        for module, entries in buffers:
-            module._buffers.clear()
-            module._buffers.update(entries)
+        for table, content in entries:
+            table.clear()
+            table.update(content)
         with torch.no_grad():
             for buffer, version, value in values:
                 # Batch norms write their statistics without counting up the version.
@@ -158,6 +160,11 @@ _NO_FORWARD = (
     "before attaching goes on without the tap: attach earlier, or call torch.compiler.reset() once attached. A module "
     "of which only forward() is called cannot be tapped."
 )
+
+
+def _is_table(name: str, value: object) -> bool:
+    """Whether an attribute of a module is its buffers or hooks by key."""
+    return isinstance(value, dict) and (name == "_buffers" or "_hooks" in name)
 
 
 def _carries_gradient(output: Any) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.students import hooks
 from torch import Tensor, nn
 
 from vfmdistill import CaptureError, InputError
@@ -139,6 +140,7 @@ def test_untouched_gives_attributes_back() -> None:
 
         def forward(self, images: Tensor) -> Any:
             self.latest, self.size = images, tuple(images.shape)
+            self.layer.register_forward_hook(lambda *values: None)
             return self.layer(images)
 
     student = Notes()
@@ -147,3 +149,4 @@ def test_untouched_gives_attributes_back() -> None:
         assert student.latest is IMAGES
     assert student.latest is None
     assert not hasattr(student, "size")
+    assert hooks(student) == 0
