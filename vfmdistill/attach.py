@@ -20,10 +20,11 @@ from vfmdistill.modulator import FixedWeight, GradientModulator, Modulator
 from vfmdistill.overlap import choose_stream
 from vfmdistill.probing import probe_images, unwrapped
 from vfmdistill.steps import Steps
-from vfmdistill.student_maps import StudentMaps, trained_parameters
+from vfmdistill.student_maps import StudentMaps
 from vfmdistill.tapping import adapter_and_taps, student_dims
 from vfmdistill.teacher import InputRange, Teacher, check_input_range
 from vfmdistill.teaching import Teaching
+from vfmdistill.trained import trained
 
 TeacherSource = str | nn.Module
 
@@ -110,22 +111,21 @@ def attach(
             modulator = _modulator(modulator, taps)
         dims = student_dims(core, adapter, taps, images)
         injectors = nn.ModuleDict()
-        trained = partial(_trained, core, taps, injectors)
-        teaching = Teaching(_teachers(teacher, core), input_range, device, every, Steps(trained))
+        moved = partial(_moved, core, taps, injectors)
+        teaching = Teaching(_teachers(teacher, core), input_range, device, every, Steps(moved))
         if isinstance(modulator, Mapping):
             modulator = _modulators(modulator, taps, teaching)
         injectors.update(_injectors(injector, teaching, dict(zip(taps, dims, strict=True)), core))
-    modulation = Modulation(modulator, teaching.shares, trained)
+    modulation = Modulation(modulator, teaching.shares, moved)
     distiller = Distiller(StudentMaps(core, adapter, taps, tap_shares), teaching, injectors, modulation)
     if stream is not None:
         teaching.start_early(student, stream)
     return distiller
 
 
-def _trained(student: nn.Module, taps: Sequence[Tap], injectors: nn.Module) -> list[nn.Parameter]:
-    """Return what every loss trains, as it is now; of the student only where there is nothing else."""
-    own = [parameter for parameter in injectors.parameters() if parameter.requires_grad]
-    return [*trained_parameters(taps), *own] or [p for p in student.parameters() if p.requires_grad]
+def _moved(student: nn.Module, taps: Sequence[Tap], injectors: nn.Module) -> list[nn.Parameter]:
+    """Return what every loss trains, as it is now; of the student as a whole only where there is nothing else."""
+    return trained(*(tap.module for tap in taps), injectors) or trained(student)
 
 
 def _modulator(modulator: Modulator | float | None, taps: Sequence[Tap]) -> Modulator:
@@ -137,7 +137,7 @@ def _modulator(modulator: Modulator | float | None, taps: Sequence[Tap]) -> Modu
         raise InputError(f"modulator={modulator!r}; expected a GradientModulator, a FixedWeight or a number.")
     if not isinstance(modulator, FixedWeight):
         for tap in taps:
-            if not any(parameter.requires_grad for parameter in tap.module.parameters()):
+            if not trained(tap.module):
                 raise InputError(
                     f"tap {tap.path!r} ({type(tap.module).__name__}) has no trainable parameters, so its share of the "
                     "gradient cannot steer λ. Tap a module with parameters, or pass a number as modulator: a fixed λ."
@@ -164,12 +164,12 @@ def _teachers(teacher: TeacherSource | Mapping[Any, float], student: nn.Module) 
     """Return the teachers on the student's device, with shares that add up to 1, by different names."""
     sources: list[tuple[Any, float]] = list(teacher.items()) if isinstance(teacher, Mapping) else [(teacher, 1.0)]
     shares = _shares(dict(enumerate(share for _, share in sources)), "teacher")
-    trained = {id(parameter) for parameter in student.parameters()}
+    own = {id(parameter) for parameter in student.parameters()}
     teachers: dict[str, tuple[Teacher, float]] = {}
     for (source, _), share in zip(sources, shares, strict=True):
         if not isinstance(source, str | nn.Module):
             raise InputError(f"teacher: a {type(source).__name__}; expected a name, a Teacher or a torch.nn.Module.")
-        if isinstance(source, nn.Module) and any(id(parameter) in trained for parameter in source.parameters()):
+        if isinstance(source, nn.Module) and any(id(parameter) in own for parameter in source.parameters()):
             raise InputError("the teacher has parameters of the student, and teachers are frozen; give a deep copy.")
         built = source if isinstance(source, Teacher) else Teacher(source)
         name = built.spec.name

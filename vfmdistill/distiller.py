@@ -18,9 +18,10 @@ from vfmdistill.modulation import Modulation
 from vfmdistill.modulator import Modulator, Update
 from vfmdistill.observation import Observation
 from vfmdistill.sharding import left_whole
-from vfmdistill.student_maps import StudentMaps, trained_parameters
+from vfmdistill.student_maps import StudentMaps
 from vfmdistill.teacher import Teacher
 from vfmdistill.teaching import Teaching
+from vfmdistill.trained import trained
 
 
 class Distiller:
@@ -56,7 +57,7 @@ class Distiller:
         self._student_maps = student_maps
         self._teaching = teaching
         self._modulation = modulation
-        self._observation = Observation(_trained(injectors))
+        self._observation = Observation(trained(injectors))
         self._measured: dict[str, Tensor] = {}
 
     @property
@@ -151,10 +152,10 @@ class Distiller:
         if not self._observation.due:
             self._observation.done()
             return
-        injector_parameters = _trained(self.injectors)
+        injector_parameters = trained(self.injectors)
         average_gradients(injector_parameters)
-        tap_parameters = trained_parameters(self.taps)
-        share = gradient_share(tap_parameters, [*_trained(self.student), *injector_parameters])
+        tap_parameters = trained(*(tap.module for tap in self.taps))
+        share = gradient_share(tap_parameters, [*trained(self.student), *injector_parameters])
         self._modulation.observe(share)
         self._measured["share"] = share
         self._observation.done(left_whole(self.student, self.taps))
@@ -226,7 +227,7 @@ class Distiller:
         Args:
             depth: components of a parameter's name that make its part, see `vfmdistill.layer_shares`.
         """
-        return layer_shares(self.student, depth, {"injectors": _trained(self.injectors)})
+        return layer_shares(self.student, depth, {"injectors": trained(self.injectors)})
 
     def metrics(self) -> dict[str, float]:
         """Return the latest figures. Reads the device: for printing, not for every step.
@@ -291,10 +292,6 @@ class Distiller:
 def injector_key(teacher: str, tap: Tap) -> str:
     """Return the name in `Distiller.injectors` of the injector between a teacher and a tap."""
     return f"{teacher}:{tap.path}".replace(".", "/")  # module names hold no dots
-
-
-def _trained(module: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
 def _check_tensors(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:

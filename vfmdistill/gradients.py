@@ -54,6 +54,9 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
         parameter.grad = gradient
 
 
+_SMALL, _CHUNK = 16384, 131072  # values: what is joined, and what stays in the cache between two passes over it
+
+
 class _Layout(NamedTuple):
     """How a sharded parameter lies over processes."""
 
@@ -61,6 +64,7 @@ class _Layout(NamedTuple):
     placements: tuple[Any, ...]
 
 
+@torch.no_grad()
 def l1_norms(parts: Sequence[list[nn.Parameter]]) -> Tensor:
     """Return the L1 norm over the gradients of each part, float32, shape (len(parts),), on the parameters' device.
 
@@ -74,8 +78,9 @@ def l1_norms(parts: Sequence[list[nn.Parameter]]) -> Tensor:
         for parameter in part:
             layout = _layout(parameter)
             gradients = layouts[layout][index]
-            if parameter.grad is not None:
-                gradients.append(_local(parameter.grad, layout))
+            gradient = parameter.grad
+            if gradient is not None:
+                gradients.append(gradient if layout is None else _local(gradient, layout))
     total = torch.zeros(len(parts), device=device)
     for layout, columns in layouts.items():
         norms = torch.stack([_l1_norm(gradients, device) for gradients in columns])
@@ -87,28 +92,41 @@ def _l1_norm(gradients: list[Tensor], device: torch.device) -> Tensor:
     """Return the L1 norm over plain tensors as one float32 scalar on the device."""
     groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
     for gradient in gradients:
-        groups[gradient.device, gradient.dtype].append(gradient.detach())
+        groups[gradient.device, gradient.dtype].append(gradient)
     total = torch.zeros((), device=device)
     for (place, given), group in groups.items():
         dtype = torch.promote_types(given, torch.float32)
-        if place.type == "cuda":
-            norms = torch._foreach_norm(group, ord=1, dtype=dtype)  # a few kernels for all tensors
-        else:
-            # The norm's CPU kernel adds one by one: slower, and off by 1e-4 on a million values.
-            norms = tuple(gradient.abs().sum(dtype=dtype) for gradient in group)
-        total += torch.stack(norms).sum().to(device, torch.float32)
+        # On CUDA a few kernels do it for all tensors.
+        sums = torch._foreach_norm(group, ord=1, dtype=dtype) if place.type == "cuda" else _absolute_sums(group, dtype)
+        total += torch.stack(sums).sum().to(device, torch.float32)
     return total
 
 
+def _absolute_sums(gradients: list[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Return sums that add up to the L1 norm, in few calls and through little memory.
+
+    The norm's own CPU kernel adds one by one: slower, and off by 1e-4 on a million values.
+    """
+    flat = [gradient.reshape(-1) for gradient in gradients]
+    small = [gradient for gradient in flat if gradient.numel() <= _SMALL]
+    sums = [torch.cat(small).abs_().sum(dtype=dtype)] if small else []
+    buffer = flat[0].new_empty(_CHUNK)
+    for gradient in flat:
+        if gradient.numel() > _SMALL:
+            for chunk in gradient.split(_CHUNK):
+                sums.append(torch.abs(chunk, out=buffer[: chunk.numel()]).sum(dtype=dtype))
+    return tuple(sums)
+
+
 def _layout(parameter: Tensor) -> _Layout | None:
+    if type(parameter) is nn.Parameter:  # told apart first, since asking in vain for an attribute takes its time
+        return None
     placements = getattr(parameter, "placements", None)
     return None if placements is None else _Layout(parameter.device_mesh, tuple(placements))  # type: ignore[attr-defined]
 
 
-def _local(gradient: Any, layout: _Layout | None) -> Tensor:
-    local: Tensor = gradient
-    if layout is not None:
-        local = gradient.redistribute(layout.mesh, layout.placements).to_local()
+def _local(gradient: Any, layout: _Layout) -> Tensor:
+    local: Tensor = gradient.redistribute(layout.mesh, layout.placements).to_local()
     return local
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from vfmdistill.adapters import Tap
+from vfmdistill.trained import trained
 
 
 def reshard(student: nn.Module) -> None:
@@ -33,10 +34,9 @@ def left_whole(student: nn.Module, taps: Iterable[Tap]) -> str | None:
     for tap in taps:
         names = tap.path.split(".") if tap.path else []
         around = (student.get_submodule(".".join(names[:depth])) for depth in range(len(names) + 1))
-        if any(isinstance(module, FSDPModule) for module in around):
-            trained = [parameter for parameter in tap.module.parameters() if parameter.requires_grad]
-            if not all(isinstance(parameter, DTensor) for parameter in trained):
-                return tap.path
+        sharded = any(isinstance(module, FSDPModule) for module in around)
+        if sharded and not all(isinstance(parameter, DTensor) for parameter in trained(tap.module)):
+            return tap.path
     return None
 
 

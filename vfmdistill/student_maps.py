@@ -108,8 +108,3 @@ class StudentMaps:
                 f"the map read from tap {tap.path!r} carries no gradient. The adapter's feature_map() must not detach."
             )
         return feature_map
-
-
-def trained_parameters(taps: Sequence[Tap]) -> list[nn.Parameter]:
-    """Return the parameters of the taps that are trained, as they are now: sharding replaces them."""
-    return [parameter for tap in taps for parameter in tap.module.parameters() if parameter.requires_grad]
