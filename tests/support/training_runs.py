@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -99,6 +100,15 @@ def train(
             "injector": [p.detach().clone() for p in distiller.parameters()],
             "student": [whole_tensor(p) for p in network.parameters()],
         }
+
+
+def agrees(run: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two runs had the same λ, shares and weights, and λ moved at every update."""
+    for key in ("weights", "shares", "means"):
+        assert run[key] == pytest.approx(other[key], rel=1e-5), key
+    for key in ("injector", "student"):
+        torch.testing.assert_close(run[key], other[key], rtol=0, atol=1e-6)
+    return len(set(run["weights"])) == EPOCHS
 
 
 def shard(network: nn.Module, apart: bool = True) -> nn.Module:

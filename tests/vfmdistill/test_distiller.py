@@ -70,6 +70,17 @@ def test_several_teachers_and_taps(student: Classifier) -> None:
             _ = distiller.teacher
 
 
+def test_several_taps_share_the_loss(student: Classifier) -> None:
+    with attach(student, Wide(), tap={"stem": 1, "body": 3}, modulator=1.0) as distiller:
+        step(student, distiller)
+        metrics = distiller.metrics()
+        stem, body = metrics["semantic_loss/Wide:stem"], metrics["semantic_loss/Wide:body"]
+        assert metrics["semantic_loss"] == pytest.approx(0.25 * stem + 0.75 * body)
+    for shares in ({}, {"stem": 0}, {"stem": -1, "body": 1}, {"stem": float("nan")}, {"stem": "1"}):
+        with pytest.raises(InputError, match=r"tap shares .*; expected one or more finite numbers above 0"):
+            attach(student, Wide(), tap=shares)  # type: ignore[arg-type]
+
+
 def test_two_teachers_of_one_kind_keep_apart(student: Classifier) -> None:
     with attach(student, {Wide(): 1, Wide(): 1}, tap="body") as distiller:
         assert len(distiller.teachers) == len(distiller.injectors) == 2
