@@ -8,14 +8,16 @@ from vfmdistill.calibration import Calibration
 from vfmdistill.distiller import Distiller
 from vfmdistill.errors import CaptureError, DistillError, InputError, UnknownNameError, WeightsError
 from vfmdistill.feature_cache import FeatureCache
+from vfmdistill.fixed_weight import FixedWeight
 from vfmdistill.gradients import gradient_share
 from vfmdistill.injector import SemanticInjector
 from vfmdistill.inspection import Candidate, Inspection, inspect
 from vfmdistill.layer_shares import layer_shares
-from vfmdistill.modulator import FixedWeight, GradientModulator, Update
+from vfmdistill.modulator import GradientModulator
 from vfmdistill.suggestion import suggest_modulator
 from vfmdistill.teacher import Teacher, TeacherFeatures
 from vfmdistill.teachers.catalog import TeacherSpec, list_teachers, register_teacher, teacher_spec
+from vfmdistill.update import Update
 from vfmdistill.version import __version__
 
 __all__ = [

@@ -7,16 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from vfmdistill.adapters import StudentAdapter, Tap
 from vfmdistill.capture import device_of, untouched
-from vfmdistill.distiller import Distiller, injector_key
+from vfmdistill.distiller import Distiller
 from vfmdistill.errors import InputError
+from vfmdistill.fixed_weight import FixedWeight
 from vfmdistill.injector import SemanticInjector
+from vfmdistill.injectors import build_injectors
 from vfmdistill.modulation import Modulation
-from vfmdistill.modulator import FixedWeight, GradientModulator, Modulator
+from vfmdistill.modulator import GradientModulator
 from vfmdistill.overlap import choose_stream
 from vfmdistill.probing import probe_images, unwrapped
 from vfmdistill.steps import Steps
@@ -25,6 +26,7 @@ from vfmdistill.tapping import adapter_and_taps, student_dims
 from vfmdistill.teacher import InputRange, Teacher, check_input_range
 from vfmdistill.teaching import Teaching
 from vfmdistill.trained import trained
+from vfmdistill.update import Modulator
 
 TeacherSource = str | nn.Module
 
@@ -115,7 +117,7 @@ def attach(
         teaching = Teaching(_teachers(teacher, core), input_range, device, every, Steps(moved))
         if isinstance(modulator, Mapping):
             modulator = _modulators(modulator, taps, teaching)
-        injectors.update(_injectors(injector, teaching, dict(zip(taps, dims, strict=True)), core))
+        injectors.update(build_injectors(injector, teaching.teachers, dict(zip(taps, dims, strict=True)), core))
     modulation = Modulation(modulator, teaching.shares, moved)
     distiller = Distiller(StudentMaps(core, adapter, taps, tap_shares), teaching, injectors, modulation)
     if stream is not None:
@@ -191,36 +193,3 @@ def _shares(given: Mapping[Any, float], kind: str) -> list[float]:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _injectors(
-    injector: SemanticInjector | Callable[[int, int], nn.Module] | None,
-    teaching: Teaching,
-    dims: Mapping[Tap, int],
-    student: nn.Module,
-) -> dict[str, nn.Module]:
-    """Return one injector for each teacher and tap, in float32 at least, the same on every process."""
-    pairs = [(name, teacher, tap) for name, teacher in teaching.teachers.items() for tap in dims]
-    if isinstance(injector, SemanticInjector):
-        widths = [(dims[tap], teacher.embed_dim) for _, teacher, tap in pairs]
-        if widths != [(injector.student_dim, injector.teacher_dim)]:
-            raise InputError(
-                f"an injector from {injector.student_dim} to {injector.teacher_dim} channels, but student and teacher "
-                f"have {widths}. Pass a function (student_dim, teacher_dim) -> SemanticInjector."
-            )
-        made: dict[str, nn.Module] = {injector_key(name, tap): injector for name, _, tap in pairs}
-    elif isinstance(injector, nn.Module) or not (injector is None or callable(injector)):
-        raise InputError(
-            f"injector: a {type(injector).__name__}; expected a SemanticInjector or a function (student_dim, "
-            "teacher_dim) -> SemanticInjector."
-        )
-    else:
-        make = SemanticInjector if injector is None else injector
-        made = {injector_key(name, tap): make(dims[tap], teacher.embed_dim) for name, teacher, tap in pairs}
-    parameter = next(student.parameters())
-    dtype = torch.promote_types(parameter.dtype, torch.float32)
-    injectors = nn.ModuleDict(made).to(parameter.device, dtype)
-    if distributed.is_available() and distributed.is_initialized():
-        for tensor in (*injectors.parameters(), *injectors.buffers()):
-            distributed.broadcast(tensor.detach(), src=0)
-    return dict(injectors.items())

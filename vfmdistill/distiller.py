@@ -9,19 +9,19 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from vfmdistill.adapters import Tap
 from vfmdistill.errors import DistillError, InputError, WeightsError
 from vfmdistill.gradients import average_gradients, gradient_share
 from vfmdistill.injector import SemanticInjector
+from vfmdistill.injectors import check_tensors, injector_key
 from vfmdistill.layer_shares import layer_shares
 from vfmdistill.modulation import Modulation
-from vfmdistill.modulator import Modulator, Update
 from vfmdistill.observation import Observation
 from vfmdistill.sharding import left_whole
 from vfmdistill.student_maps import StudentMaps
 from vfmdistill.teacher import Teacher
 from vfmdistill.teaching import Teaching
 from vfmdistill.trained import trained
+from vfmdistill.update import Modulator, Update
 
 
 class Distiller:
@@ -262,7 +262,7 @@ class Distiller:
         expected = {"injectors", "modulator", "teaching"}
         if state.keys() != expected:
             raise WeightsError(f"a distiller state with {sorted(state)}; expected {sorted(expected)}.")
-        _check_tensors(state["injectors"], self.injectors.state_dict())
+        check_tensors(state["injectors"], self.injectors.state_dict())
         teaching, modulator = self._teaching.state_dict(), self._modulation.state_dict()
         try:
             self._teaching.load_state_dict(state["teaching"])
@@ -287,23 +287,3 @@ class Distiller:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.detach()
-
-
-def injector_key(teacher: str, tap: Tap) -> str:
-    """Return the name in `Distiller.injectors` of the injector between a teacher and a tap."""
-    return f"{teacher}:{tap.path}".replace(".", "/")  # module names hold no dots
-
-
-def _check_tensors(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    wrong = [f"missing {key}" for key in own if key not in given]
-    wrong += [f"unexpected {key}" for key in given if key not in own]
-    wrong += [
-        f"{key} is {tuple(given[key].shape)} where {tuple(own[key].shape)} is expected"
-        for key in own
-        if key in given and given[key].shape != own[key].shape
-    ]
-    if wrong:
-        raise WeightsError(
-            f"the state does not fit these injectors: {'; '.join(wrong)}. Attach with the teachers, taps and "
-            "injectors that it was saved from."
-        )

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, distributed, nn
 
 from vfmdistill.errors import WeightsError
-from vfmdistill.modulator import FixedWeight, Modulator, Update
+from vfmdistill.fixed_weight import FixedWeight
 from vfmdistill.step_shares import StepShares
+from vfmdistill.update import Modulator, Update
 
 
 class Modulation:

@@ -1,78 +1,21 @@
-"""GradientModulator: Gradient-guided Adaptive Modulation (GAM) of RT-DETRv4, and FixedWeight in its place."""
+"""GradientModulator: Gradient-guided Adaptive Modulation (GAM) of RT-DETRv4."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal
 
 from torch import Tensor
 
 from vfmdistill.calibration import Calibration
-from vfmdistill.errors import InputError, WeightsError
+from vfmdistill.errors import InputError
 from vfmdistill.mean_share import MeanShare, Span, mean_share
-
-Reason = Literal[
-    "unchanged",  # the share lies in the window, or λ is too small to be scaled
-    "no_gradient",  # the tap got no gradient: λ is the default
-    "final_phase",  # after finish_adapting(): λ is the default
-    "raised",
-    "lowered",
-    "calibrating",  # ρ is still being measured: λ is held
-    "calibrated",  # ρ has just been set: λ is held for the last time
-    "no_observation",  # no finite share since the last update: λ is held
-    "by_teacher",  # each teacher has a λ of its own: see `Update.teachers`
-]
+from vfmdistill.update import Reason, Update, check_state
 
 NO_GRADIENT = 1e-6  # percent
 _SMALLEST_WEIGHT = 1e-6  # the reference leaves a λ as small as this where it is
 _SMALLEST_RATIO = 0.1
-
-
-class Update(NamedTuple):
-    """What one update did.
-
-    Attributes:
-        previous: λ before.
-        weight: λ from here on.
-        share: the mean share since the last update in percent, None where there was none.
-        reason: why λ moved or stayed.
-        teachers: where each teacher has a λ of its own, what it did to each by name; λ above is then the mean by the
-            teachers' shares of the loss, and the share that of all together.
-    """
-
-    previous: float
-    weight: float
-    share: float | None
-    reason: Reason
-    teachers: Mapping[str, Update] = MappingProxyType({})
-
-
-class Modulator(Protocol):
-    """What a distiller asks of the thing that decides λ. Nobody inherits from it."""
-
-    weight: float
-
-    def observe(self, share: Tensor | float) -> None:
-        """Take the share of one step in percent."""
-        ...
-
-    def update(self) -> Update:
-        """Set the weight by the shares since the last update."""
-        ...
-
-    def finish_adapting(self) -> None:
-        """Use the default weight from the next update on."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state as JSON-able values."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Become what `state_dict()` was taken from."""
-        ...
 
 
 class GradientModulator:
@@ -220,7 +163,7 @@ class GradientModulator:
         Raises:
             WeightsError: the state is not one of a GradientModulator.
         """
-        _check_state(state, self.state_dict())
+        check_state(state, self.state_dict())
         self.weight = state["weight"]
         self.default_weight = state["default_weight"]
         self.rho = state["rho"]
@@ -232,61 +175,6 @@ class GradientModulator:
         self._shares.load_state_dict(state)
 
 
-class FixedWeight:
-    """A λ that stays, with the methods of `GradientModulator`; updates still report the share.
-
-    Args:
-        weight: λ, 0 or above.
-
-    Raises:
-        InputError: the weight is negative or not finite.
-    """
-
-    def __init__(self, weight: float) -> None:
-        if not (math.isfinite(weight) and weight >= 0):
-            raise InputError(f"weight={weight}; expected a finite number, 0 or above.")
-        self.weight = float(weight)
-        self._shares = MeanShare()
-
-    def __repr__(self) -> str:
-        """Return the call that makes it."""
-        return f"{type(self).__name__}({self.weight})"
-
-    def observe(self, share: Tensor | float) -> None:
-        """Take the share of one step in percent, as `GradientModulator.observe`."""
-        self._shares.add(share)
-
-    def finish_adapting(self) -> None:
-        """Do nothing: λ does not adapt."""
-
-    def update(self) -> Update:
-        """Report the mean share since the last update over all ranks. Reads the device."""
-        share = mean_share(self._shares.take())
-        return Update(self.weight, self.weight, share, "no_observation" if share is None else "unchanged")
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state as JSON-able values. Reads the device."""
-        return {"kind": type(self).__name__, "weight": self.weight, **self._shares.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Become what `state_dict()` was taken from.
-
-        Raises:
-            WeightsError: the state is not one of a FixedWeight.
-        """
-        _check_state(state, self.state_dict())
-        self.weight = state["weight"]
-        self._shares.load_state_dict(state)
-
-
 def _odds(share: float) -> float:
     """Return p / (1 − p) for a share in percent; huge, but a number, where the tap has the whole gradient."""
     return share / max(100 - share, 1e-7)
-
-
-def _check_state(state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    if state.get("kind") != own["kind"] or state.keys() != own.keys():
-        raise WeightsError(
-            f"the state of a {state.get('kind')!r} modulator with {sorted(state)}; expected one of a {own['kind']!r} "
-            f"with {sorted(own)}. Attach with the modulator that the state was saved from."
-        )

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vfmdistill.errors import InputError
-from vfmdistill.modulator import NO_GRADIENT, GradientModulator, Update
+from vfmdistill.modulator import NO_GRADIENT, GradientModulator
+from vfmdistill.update import Update
 
 _FEWEST = 2  # epochs to suggest from
 

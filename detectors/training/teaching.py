@@ -10,7 +10,7 @@ import torch
 
 import vfmdistill
 from detectors.detector import Detector
-from vfmdistill.modulator import Modulator
+from vfmdistill.update import Modulator
 
 from .recipe import Recipe
 
