@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import timm
 import torch
+from timing import alternate, machine, summary
 from torch import Tensor
 
 import vfmdistill
@@ -42,27 +40,6 @@ def by_hand(teacher: vfmdistill.Teacher, grid: tuple[int, int]) -> Callable[[Ten
         return feature_map
 
     return run
-
-
-def seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Time one call, waiting for the device before and after."""
-    synchronise(device)
-    begin = time.perf_counter()
-    run()
-    synchronise(device)
-    return time.perf_counter() - begin
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has done all that it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def summary(times: list[float]) -> dict[str, float]:
-    """Return median and interquartile range in milliseconds."""
-    first, median, third = statistics.quantiles(times, n=4)
-    return {"median_ms": round(1000 * median, 3), "iqr_ms": round(1000 * (third - first), 3)}
 
 
 def main() -> None:
@@ -88,19 +65,11 @@ def main() -> None:
     shapes = {name: tuple(run().shape) for name, run in runs.items()}
     if len(set(shapes.values())) > 1:
         raise SystemExit(f"the two do not compute the same: {shapes}")
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for index in range(3 + options.runs):
-        for name in sorted(runs, reverse=index % 2 == 1):
-            elapsed = seconds(runs[name], device)
-            if index >= 3:
-                times[name].append(elapsed)
+    times = alternate(runs, options.runs, device)
     figures = {name: summary(measured) for name, measured in times.items()}
     ratio = figures["teacher"]["median_ms"] / figures["by_hand"]["median_ms"]
-    machine = (
-        torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    )
     versions = {"torch": torch.__version__, "timm": timm.__version__, "vfmdistill": vfmdistill.__version__}
-    setting = {**vars(options), "grid": grid, "machine": machine, **versions}
+    setting = {**vars(options), "grid": grid, "machine": machine(device), **versions}
     print(json.dumps({"ratio": round(ratio, 4), **figures, "setting": setting}, indent=1))
 
 

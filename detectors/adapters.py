@@ -21,5 +21,14 @@ def aifi_taps(detector: nn.Module) -> Sequence[Tap]:
 
 
 def aifi_map(tap: Tap, output: Tensor, images: Tensor) -> Tensor:
-    """Return F5, which AIFI gives as a map (N, C, h, w) already."""
+    """Return F5, which AIFI gives as a map (N, C, h, w) already.
+
+    Raises:
+        CaptureError: it is not one of these images, by their aspect ratio.
+    """
+    from vfmdistill.adapters.layouts import same_aspect, unreadable
+
+    if not same_aspect((output.shape[2], output.shape[3]), images):
+        expected = "a map (N, C, h, w) in the images' aspect ratio"
+        raise unreadable(tap, f"a map of shape {tuple(output.shape)}", images, expected)
     return output

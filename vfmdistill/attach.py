@@ -119,7 +119,8 @@ def attach(
             modulator = _modulators(modulator, taps, teaching)
         injectors.update(build_injectors(injector, teaching.teachers, dict(zip(taps, dims, strict=True)), core))
     modulation = Modulation(modulator, teaching.shares, moved)
-    distiller = Distiller(StudentMaps(core, adapter, taps, tap_shares), teaching, injectors, modulation)
+    maps = StudentMaps(core, adapter, taps, shares=tap_shares, channels=dims)
+    distiller = Distiller(maps, teaching, injectors, modulation)
     if stream is not None:
         teaching.start_early(student, stream)
     return distiller

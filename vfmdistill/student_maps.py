@@ -20,16 +20,24 @@ class StudentMaps:
         adapter: reads the taps.
         taps: modules of the student.
         shares: of the taps in the loss, which add up to 1; None for equal ones.
+        channels: of the taps' maps, which stay; None where that need not be checked.
     """
 
     def __init__(
-        self, student: nn.Module, adapter: StudentAdapter, taps: Sequence[Tap], shares: Sequence[float] | None = None
+        self,
+        student: nn.Module,
+        adapter: StudentAdapter,
+        taps: Sequence[Tap],
+        *,
+        shares: Sequence[float] | None = None,
+        channels: Sequence[int] | None = None,
     ) -> None:
         self.student = student
         self.taps = tuple(taps)
         self.shares = dict(zip(self.taps, shares or [1 / len(self.taps)] * len(self.taps), strict=True))
         self.device = device_of(student)
         self._adapter = adapter
+        self._channels = dict(zip(self.taps, channels, strict=True)) if channels is not None else {}
         self._captures = [Capture(tap.module, lambda: student.training, tap.path) for tap in self.taps]
 
     def check(self, images: Tensor) -> None:
@@ -65,10 +73,7 @@ class StudentMaps:
         Raises:
             CaptureError: there was none since the last take, or what came out of a tap is no map of these images.
         """
-        return [
-            self._checked(tap, self._adapter.feature_map(tap, capture.take(), images), images)
-            for tap, capture in zip(self.taps, self._captures, strict=True)
-        ]
+        return [self._take(tap, capture, images) for tap, capture in zip(self.taps, self._captures, strict=True)]
 
     def forget(self) -> None:
         """Let go of what was captured, and with it of the forward's graph."""
@@ -92,11 +97,34 @@ class StudentMaps:
             capture.remove()
         self._captures = []
 
+    def _take(self, tap: Tap, capture: Capture, images: Tensor) -> Tensor:
+        try:
+            output = capture.take()
+        except CaptureError:
+            if dict(self.student.named_modules()).get(tap.path) is not tap.module:
+                raise CaptureError(
+                    f"tap {tap.path!r} gave nothing: in its place the student now has another module than the one that "
+                    "was tapped. Attach again after changing the student."
+                ) from None
+            raise
+        try:
+            feature_map = self._adapter.feature_map(tap, output, images)
+        except CaptureError as error:
+            advice = "If the student saw other images, pass the batch of its latest forward."
+            raise CaptureError(f"{error} {advice}") from None
+        return self._checked(tap, feature_map, images)
+
     def _checked(self, tap: Tap, feature_map: Tensor, images: Tensor) -> Tensor:
         if feature_map.ndim != 4 or feature_map.shape[0] != images.shape[0]:
             raise CaptureError(
                 f"tap {tap.path!r} gave a map of shape {tuple(feature_map.shape)} for images {tuple(images.shape)}; "
                 f"expected ({images.shape[0]}, C, h, w). Pass the batch of the student's latest forward."
+            )
+        channels = self._channels.get(tap, feature_map.shape[1])
+        if feature_map.shape[1] != channels:
+            raise CaptureError(
+                f"tap {tap.path!r} gave a map of shape {tuple(feature_map.shape)}; expected {channels} channels, as "
+                "it had when attached. If the student has changed, attach again."
             )
         if feature_map.device != self.device:
             raise CaptureError(
