@@ -12,6 +12,7 @@ from accelerate.utils import broadcast_object_list
 
 import detectors
 import vfmdistill
+from detectors.checkpoints import LoadReport
 from detectors.data.checks import SplitSummary, inspect_dataset, summarise
 from detectors.data.coco import CocoDataset
 from detectors.data.doctor import diagnose
@@ -27,6 +28,7 @@ from .engine import Engine
 from .initial_weights import load_initial_weights
 from .recipe import Recipe
 from .snapshot import FOLDER
+from .student_weights import StudentReport, load_student_weights
 from .teaching import Teachers, attach_teachers, build_teachers, modulator_of
 from .tracker import check_tracker
 from .trainer import Trainer
@@ -55,6 +57,11 @@ def assemble(recipe: Recipe) -> Trainer:
     # Before the images are looked through, which takes a while: weights that are not there show at once.
     if recipe.weights is not None and not resumed and not recipe.weights.exists():
         raise WeightsError(f"there is no file or folder {recipe.weights} to start from.")
+    if recipe.init is not None and not resumed and not recipe.init.is_file():
+        raise WeightsError(
+            f"there is no file {recipe.init} to start from. Expected the weights of a network, such as the "
+            "student.safetensors of examples/pretrain_student.py; folders go to --weights."
+        )
     teachers = build_teachers(recipe)
     # A resumed run was looked through when it began; that its boxes are still the same is compared.
     summaries, findings = ([], None) if resumed or not recipe.check_data else _checked(splits, recipe, engine)
@@ -67,7 +74,7 @@ def assemble(recipe: Recipe) -> Trainer:
         recipe = recipe.model_copy(
             update={"batch_size": _batch_size(recipe, engine, model, teachers, train_data, newest)}
         )
-    report = None if recipe.weights is None or resumed else load_initial_weights(model, recipe.weights)
+    report = None if resumed else _load(recipe, model)
     model = engine.place(model)
     model.category_ids = train_data.category_ids
     criterion = detectors.build_criterion(model.spec, num_classes=model.num_classes)
@@ -95,7 +102,7 @@ def assemble(recipe: Recipe) -> Trainer:
             f"{len(summary.class_names)} classes"
         )
     if report is not None:
-        trainer.monitor.say(f"starting from {recipe.weights}:\n{indent(str(report), '  ')}")
+        trainer.monitor.say(f"starting from {recipe.weights or recipe.init}:\n{indent(str(report), '  ')}")
     return trainer
 
 
@@ -124,14 +131,22 @@ def _checked(splits: Sequence[Split], recipe: Recipe, engine: Engine) -> tuple[l
 
 def _model(recipe: Recipe, data: CocoDataset, resumed: bool) -> detectors.Detector:
     overrides = {key: value for key in ("num_queries", "num_denoising") if (value := getattr(recipe, key)) is not None}
+    fetched = recipe.pretrained_backbone and recipe.init is None
     untrained = recipe.weights is None and not resumed
     return detectors.build(
         recipe.model,
         class_names=data.class_names,
-        pretrained_backbone=untrained and (recipe.backbone_weights or recipe.pretrained_backbone),
+        pretrained_backbone=untrained and (recipe.backbone_weights or fetched),
         input_size=recipe.input_size,
         **overrides,
     )
+
+
+def _load(recipe: Recipe, model: detectors.Detector) -> LoadReport | StudentReport | None:
+    """Fill a model with the weights that its recipe names."""
+    if recipe.weights is not None:
+        return load_initial_weights(model, recipe.weights)
+    return None if recipe.init is None else load_student_weights(model, recipe.init)
 
 
 def _batch_size(

@@ -36,8 +36,12 @@ class Recipe(BaseModel):
         None, description="trained detector to start from: the authors' file, or a folder of this library's or of "
         "transformers'; classes of the same name keep what they know",
     )  # fmt: skip
+    init: Path | None = Field(
+        None, description="weights of a network of the same names to start from, such as the student of "
+        "examples/pretrain_student.py: what was trained there and fits by name and shape is taken",
+    )  # fmt: skip
     pretrained_backbone: bool = Field(
-        True, description="start from ImageNet weights of the backbone (fetched by timm); not with `weights`"
+        True, description="start from ImageNet weights of the backbone (fetched by timm); not with `weights` or `init`"
     )
     backbone_weights: Path | None = Field(None, description="local file with the backbone's ImageNet weights")
     num_queries: int | None = Field(None, ge=1, description="object queries; None: the model's own")
@@ -165,6 +169,8 @@ class Recipe(BaseModel):
             raise ValueError("teacher_weights needs a teacher: name the architecture that the file belongs to")
         if self.weights is not None and self.backbone_weights is not None:
             raise ValueError("weights are those of the whole detector, the backbone's too: leave out backbone_weights")
+        if self.weights is not None and self.init is not None:
+            raise ValueError("weights are those of the whole detector, init's those of a part: leave out one of them")
         if isinstance(self.rho, float) and not self.delta < self.rho < 100 - self.delta:
             raise ValueError(f"the window ρ ± δ must lie between 0 and 100 percent, got {self.rho} ± {self.delta}")
         stages = self.stages

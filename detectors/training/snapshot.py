@@ -31,6 +31,7 @@ _FREE = {
     "data",
     "teacher_weights",
     "weights",
+    "init",
     "pretrained_backbone",
     "backbone_weights",
     "workers",
