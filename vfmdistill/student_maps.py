@@ -101,7 +101,7 @@ class StudentMaps:
         try:
             output = capture.take()
         except CaptureError:
-            if dict(self.student.named_modules()).get(tap.path) is not tap.module:
+            if all(module is not tap.module for module in self.student.modules()):
                 raise CaptureError(
                     f"tap {tap.path!r} gave nothing: in its place the student now has another module than the one that "
                     "was tapped. Attach again after changing the student."
