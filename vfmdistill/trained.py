@@ -12,14 +12,15 @@ def trained(*modules: nn.Module) -> list[nn.Parameter]:
     """
     found: dict[int, nn.Parameter] = {}
     seen: set[int] = set()
-    waiting = list(reversed(modules))
+    waiting: list[nn.Module | None] = list(reversed(modules))
     while waiting:
         module = waiting.pop()
-        if id(module) in seen:
+        if module is None or id(module) in seen:
             continue
         seen.add(id(module))
         for parameter in module._parameters.values():
             if parameter is not None and parameter.requires_grad:
                 found[id(parameter)] = parameter
-        waiting.extend(child for child in reversed(module._modules.values()) if child is not None)
+        if children := module._modules:  # most have none, and reversing nothing takes time too
+            waiting.extend(reversed(children.values()))
     return list(found.values())
