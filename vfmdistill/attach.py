@@ -19,7 +19,7 @@ from vfmdistill.injectors import build_injectors
 from vfmdistill.modulation import Modulation
 from vfmdistill.modulator import GradientModulator
 from vfmdistill.overlap import choose_stream
-from vfmdistill.probing import probe_images, unwrapped
+from vfmdistill.probing import check_student, checked_probe, probe_images, unwrapped
 from vfmdistill.steps import Steps
 from vfmdistill.student_maps import StudentMaps
 from vfmdistill.tapping import adapter_and_taps, student_dims
@@ -103,10 +103,13 @@ def attach(
     core = unwrapped(student)
     if next(core.parameters(), None) is None:
         raise InputError("the student has no parameters, so there is nothing to distil into.")
+    check_student(core)
+    if not (tap is None or isinstance(tap, str | Sequence | Mapping)):
+        raise InputError(f"tap: a {type(tap).__name__}; expected a module path, several, or a mapping to their shares.")
     device = device_of(core)
     stream = choose_stream(overlap, device)
     with untouched(core):
-        images = probe_images(core) if probe is None else probe
+        images = probe_images(core) if probe is None else checked_probe(probe)
         tap_shares = _shares(tap, "tap") if isinstance(tap, Mapping) else None
         adapter, taps = adapter_and_taps(core, adapter, list(tap) if isinstance(tap, Mapping) else tap, images)
         if not isinstance(modulator, Mapping):

@@ -80,11 +80,16 @@ def untouched(student: nn.Module) -> Iterator[None]:
     Attributes are those of every module, training flags among them; what they refer to is not copied.
     """
     device = device_of(student)
-    flags = [(module, module.training) for module in student.modules()]
-    attributes = [(module, dict(vars(module))) for module in student.modules()]
+    reshard(student)  # or whole parameters would be put back in the place of shards
+    modules = list(student.modules())
+    flags = [(module, module.training) for module in modules]
+    attributes = [(module, dict(vars(module))) for module in modules]
     # Networks of transformers, for one, set up hooks in their first forward, and note that they did.
-    tables = [table for module in student.modules() for name, table in vars(module).items() if _is_table(name, table)]
+    tables = [table for module in modules for name, table in vars(module).items() if _is_table(name, table)]
     entries = [(table, dict(table)) for table in tables]
+    unsaved = [
+        (names, set(names)) for m in modules if (names := vars(m).get("_non_persistent_buffers_set")) is not None
+    ]
     values = [(buffer, buffer._version, buffer.detach().clone()) for buffer in student.buffers()]
     cpu_state = torch.get_rng_state()
     accelerator = None if device.type in ("cpu", "meta") else torch.get_device_module(device)
@@ -100,8 +105,13 @@ def untouched(student: nn.Module) -> Iterator[None]:
                 del vars(module)[name]
             vars(module).update(before)
         for table, content in entries:
-            table.clear()
-            table.update(content)
+            if [(key, id(value)) for key, value in table.items()] != [
+                (key, id(value)) for key, value in content.items()
+            ]:
+                table.clear()
+                table.update(content)
+        for names, former in unsaved:
+            names &= former
         with torch.no_grad():
             for buffer, version, value in values:
                 # Batch norms write their statistics without counting up the version.
@@ -163,8 +173,8 @@ _NO_FORWARD = (
 
 
 def _is_table(name: str, value: object) -> bool:
-    """Whether an attribute of a module is its buffers or hooks by key."""
-    return isinstance(value, dict) and (name == "_buffers" or "_hooks" in name)
+    """Whether an attribute of a module is its parameters, buffers, modules or hooks by key."""
+    return isinstance(value, dict) and (name in ("_parameters", "_buffers", "_modules") or "_hooks" in name)
 
 
 def _carries_gradient(output: Any) -> bool:

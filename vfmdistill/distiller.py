@@ -57,7 +57,7 @@ class Distiller:
         self._student_maps = student_maps
         self._teaching = teaching
         self._modulation = modulation
-        self._observation = Observation(trained(injectors))
+        self._observation = Observation(trained(injectors), lambda: trained(*(tap.module for tap in self.taps)))
         self._measured: dict[str, Tensor] = {}
 
     @property
@@ -117,7 +117,9 @@ class Distiller:
         student_maps = self._student_maps.take(images)
         if not self._teaching.next_batch():
             self._observation.note_skip()
-            return torch.zeros((), device=images.device, requires_grad=True)  # backward() may be called on it alone
+            skipped = torch.zeros((), device=images.device, requires_grad=True)  # backward() may be called on it alone
+            self._teaching.follow(skipped)
+            return skipped
         grids = [(student_map.shape[2], student_map.shape[3]) for student_map in student_maps]
         teacher_maps = self._teaching.maps(images, grids)
         values: dict[str, Tensor] = {name: torch.zeros((), device=images.device) for name in self.teachers}
@@ -132,6 +134,7 @@ class Distiller:
                     self._measured[f"semantic_loss/{name}:{tap.path}"] = value.detach()
         self._measured["semantic_loss"] = torch.stack(list(values.values())).sum().detach()
         loss = self._modulation.weighted(values)
+        self._teaching.follow(loss)
         self._observation.note_loss(loss)
         return loss
 
@@ -146,6 +149,9 @@ class Distiller:
         Where torch.distributed runs, it also averages the injectors' gradients over all processes, as DDP does for the
         student's, so every process must call it. The scale of the gradients (AMP, clipping) does not matter. Never
         reads the device. Where all losses since the last one were skipped by ``every=k``, it does nothing.
+
+        Raises:
+            DistillError: there is no gradient: no backward pass has been made, or its gradients are gone.
         """
         self._student_maps.forget()  # what compiled code within a checkpoint has captured a second time
         self._teaching.settle()
@@ -153,8 +159,9 @@ class Distiller:
             self._observation.done()
             return
         injector_parameters = trained(self.injectors)
-        average_gradients(injector_parameters)
         tap_parameters = trained(*(tap.module for tap in self.taps))
+        self._observation.check_gradients([*tap_parameters, *injector_parameters])
+        average_gradients(injector_parameters)
         share = gradient_share(tap_parameters, [*trained(self.student), *injector_parameters])
         self._modulation.observe(share)
         self._measured["share"] = share
@@ -260,8 +267,9 @@ class Distiller:
             WeightsError: the state belongs to other teachers, taps, injectors or other modulators.
         """
         expected = {"injectors", "modulator", "teaching"}
-        if state.keys() != expected:
-            raise WeightsError(f"a distiller state with {sorted(state)}; expected {sorted(expected)}.")
+        if not isinstance(state, Mapping) or state.keys() != expected:
+            given = f"with {sorted(state)}" if isinstance(state, Mapping) else f"of type {type(state).__name__}"
+            raise WeightsError(f"a distiller state {given}; expected {sorted(expected)}.")
         check_tensors(state["injectors"], self.injectors.state_dict())
         teaching, modulator = self._teaching.state_dict(), self._modulation.state_dict()
         try:

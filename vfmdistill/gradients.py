@@ -79,6 +79,10 @@ def l1_norms(parts: Sequence[list[nn.Parameter]]) -> Tensor:
             layout = _layout(parameter)
             gradients = layouts[layout][index]
             gradient = parameter.grad
+            if gradient is not None and gradient.is_sparse:
+                gradient = gradient.coalesce().values()
+            if gradient is not None and gradient.is_complex():
+                gradient = gradient.abs()
             if gradient is not None:
                 gradients.append(gradient if layout is None else _local(gradient, layout))
     total = torch.zeros(len(parts), device=device)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vfmdistill.adapters import StudentAdapter, find_adapter
 from vfmdistill.errors import CaptureError, InputError
-from vfmdistill.probing import probe_images, unwrapped
+from vfmdistill.probing import check_student, checked_probe, probe_images, unwrapped
 from vfmdistill.tap_choice import choose_tap
 from vfmdistill.tap_findings import Finding, find_maps, read_tap
 
@@ -85,14 +85,14 @@ def inspect(student: nn.Module, input_size: int | tuple[int, int] = 224, *, prob
         InputError: the student fails on the probe, or an argument does not fit.
     """
     student = unwrapped(student)
-    images = probe_images(student, input_size) if probe is None else probe
-    if not isinstance(images, Tensor) or images.ndim != 4:
-        given = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else f"a {type(images).__name__}"
-        raise InputError(f"probe: {given}; expected a batch (N, 3, H, W) that the student takes.")
+    check_student(student)
+    images = probe_images(student, input_size) if probe is None else checked_probe(probe)
     try:
         return inspect_with(student, images)
     except InputError as error:
         cause = error.__cause__
+        if cause is None:
+            raise  # what an adapter says
         raise InputError(
             f"the student failed on a probe of shape {tuple(images.shape)} and type {images.dtype} "
             f"({type(cause).__name__}: {cause}). Give the size that it takes as input_size=, or a batch that it takes "

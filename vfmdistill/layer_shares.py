@@ -36,8 +36,8 @@ def layer_shares(
     Raises:
         InputError: the depth is below 1, or the student is no module.
     """
-    if depth < 1:
-        raise InputError(f"depth={depth}; expected 1 or more: how many parts of a parameter's name make a group.")
+    if not isinstance(depth, int) or depth < 1:
+        raise InputError(f"depth={depth!r}; expected 1 or more: how many parts of a parameter's name make a group.")
     grouped = [(".".join(name.split(".")[:depth]), one) for name, one in unwrapped(student).named_parameters()]
     grouped += [(name, one) for name, parameters in (extra or {}).items() for one in parameters]
     groups: dict[str, list[nn.Parameter]] = {}

@@ -118,7 +118,8 @@ class Modulation:
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(pulls)
         if self._step_pulls is not None:
-            pulls = pulls + torch.where(self._step_shares.used, 0, self._step_pulls)
+            over = self._step_shares.used | ~self._step_pulls.isfinite().all()  # GradScaler skips what is not finite
+            pulls = pulls + torch.where(over, 0, self._step_pulls)
         self._step_pulls = pulls
         total = pulls.sum()
         parts = torch.where(total == 0, 0 * share, share * (pulls / total))

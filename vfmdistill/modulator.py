@@ -23,7 +23,7 @@ class GradientModulator:
 
     With p̄ the mean share since the last update, in percent, an update applies the first rule that fits:
 
-    1. p̄ < 1e-6: λ becomes `default_weight`.
+    1. p̄ < 1e-6: λ becomes `default_weight`; while ρ is being measured, it stays.
     2. after `finish_adapting()`: λ becomes `default_weight`.
     3. ρ − δ ≤ p̄ ≤ ρ + δ: λ stays.
     4. else λ aims at the far bound (below the window at ρ + δ, above it at ρ − δ). With p and t, share and aim as
@@ -118,7 +118,8 @@ class GradientModulator:
 
     def _decide(self, share: float | None, spans: Sequence[Span]) -> tuple[float, Reason]:
         if share is not None and share < NO_GRADIENT:
-            return self.default_weight, "no_gradient"
+            calibrating = self.rho is None and self._adapting
+            return self.weight if calibrating else self.default_weight, "no_gradient"
         if not self._adapting:
             return self.default_weight, "final_phase"
         if share is None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, distributed, nn
 
 from vfmdistill.errors import DistillError
+from vfmdistill.versions import Versions
 
 
 class Observation:
@@ -14,10 +16,15 @@ class Observation:
 
     Args:
         parameters: the injectors' parameters, whose gradients several processes have to average.
+        tap_parameters: returns those of the taps, as they are now.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], tap_parameters: Callable[[], Sequence[nn.Parameter]]
+    ) -> None:
         self._parameters = parameters
+        self._tap_versions = Versions(tap_parameters)
+        self._warned = False
         self._lost = self._observed = False  # since the last update
         self._awaits = False  # a backward went through a loss, and only this process knows its gradients
         self._versions: list[int] = []  # of the parameters at the last loss
@@ -26,8 +33,11 @@ class Observation:
 
     @property
     def due(self) -> bool:
-        """Whether an observation has something to see: not all losses since the last one were skipped."""
-        return self._noted or not self._skipped
+        """Whether an observation has something to see: a loss since the last one that was not skipped.
+
+        Where there are several processes another one may have had a loss, and waits for this one.
+        """
+        return self._noted or (_several_processes() and not self._skipped)
 
     @property
     def missed(self) -> bool:
@@ -74,8 +84,12 @@ class Observation:
             DistillError: it has.
         """
         versions = [parameter._version for parameter in self._parameters]
-        used = versions != self._versions or all(parameter.grad is None for parameter in self._parameters)
+        moved = versions != self._versions
+        used = moved or all(parameter.grad is None for parameter in self._parameters)
         self._versions = versions
+        if not used and self._tap_versions.changed:
+            self._warn()
+        self._tap_versions.note()
         if self._parameters and self._awaits and used:
             raise DistillError(
                 "gradients were used without observe(), where the processes average those of the injectors, so the "
@@ -87,6 +101,30 @@ class Observation:
                 "student was not trained by them: the backward pass did not go through its outputs. Where there is no "
                 "loss but the semantic one, add 0 * outputs.sum() to it."
             )
+
+    def check_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Raise where a loss was computed, and there is no gradient that its share could be read from.
+
+        Args:
+            parameters: those of the taps and the injectors.
+
+        Raises:
+            DistillError: there is none.
+        """
+        if self._noted and parameters and all(parameter.grad is None for parameter in parameters):
+            raise DistillError(
+                "observe() found no gradient, neither in the tap nor in the injectors. Call it after loss.backward(), "
+                "before the gradients are cleared by zero_grad(); or distiller.discard() where a loss is given up."
+            )
+
+    def _warn(self) -> None:
+        if not self._warned:
+            warnings.warn(
+                "an optimizer moves the student and not the injectors, whose gradients pile up and blur the share. "
+                "Give it distiller.parameters() too.",
+                stacklevel=4,
+            )
+        self._warned = True
 
     def _note_backward(self, gradient: Tensor) -> None:
         self._awaits = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from vfmdistill.errors import InputError
 
@@ -25,6 +26,33 @@ def probe_images(student: nn.Module, input_size: int | tuple[int, int] = 224) ->
     if parameter is None:
         raise InputError("the student has no floating-point parameters; pass a batch that it takes as probe=.")
     return torch.zeros(1, 3, *size, device=parameter.device, dtype=parameter.dtype)
+
+
+def checked_probe(probe: object) -> Tensor:
+    """Return a probe that was given.
+
+    Raises:
+        InputError: it is no batch of images.
+    """
+    if not isinstance(probe, Tensor) or probe.ndim != 4:
+        given = f"shape {tuple(probe.shape)}" if isinstance(probe, Tensor) else f"a {type(probe).__name__}"
+        raise InputError(f"probe: {given}; expected a batch (N, 3, H, W) that the student takes, as its only argument.")
+    return probe
+
+
+def check_student(student: nn.Module) -> None:
+    """Check that a student can be run, and be given back as it was.
+
+    Raises:
+        InputError: it has parameters that have no values yet, or cannot be trained.
+    """
+    tensors = [*student.parameters(), *student.buffers()]
+    if any(is_lazy(tensor) for tensor in tensors):
+        raise InputError("the student has layers that take their shape from the first batch. Run it on one first.")
+    if any(tensor.is_meta for tensor in tensors):
+        raise InputError("a student on the meta device; expected one with values. Materialise it first.")
+    if torch.is_inference_mode_enabled() or any(tensor.is_inference() for tensor in tensors):
+        raise InputError("a student in inference mode, which leaves no gradients. Build it and attach outside of it.")
 
 
 def unwrapped(student: nn.Module) -> nn.Module:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from vfmdistill.versions import Versions
 
+_COMPARED = 256  # values of a parameter
+
 
 class StepShares:
     """Holds the shares of the latest observation until it is known to have been the last one of its step.
@@ -23,8 +25,8 @@ class StepShares:
         held: the shares, (teachers,), NaN or None where there are none.
 
     Args:
-        parameters: returns what the optimizer moves in every step, as it is now. It is the last one whose values are
-            compared.
+        parameters: returns what the optimizer moves in every step, as it is now. It is the last one with more than
+            one dimension of which some values are compared: a bias may have no gradient.
     """
 
     def __init__(self, parameters: Callable[[], Sequence[nn.Parameter]]) -> None:
@@ -35,7 +37,7 @@ class StepShares:
     @property
     def used(self) -> Tensor:
         """Whether the gradients of the latest observation were used, 0-dim; true before the first one."""
-        value = self._last()
+        value = self._some()
         if self.held is None or self._versions.changed or value.shape != self._value.shape:
             return torch.ones((), dtype=torch.bool, device=value.device)
         return (value != self._value).any()
@@ -45,7 +47,7 @@ class StepShares:
         before = self.release()
         self.held = shares
         self._versions.note()
-        self._value = self._last().clone()
+        self._value = self._some()
         return before
 
     def release(self) -> Tensor | None:
@@ -67,9 +69,10 @@ class StepShares:
         if self.held is not None:
             self.held = torch.where(self.used, self.held, torch.nan)
 
-    def _last(self) -> Tensor:
-        """Return the values of the last parameter, of a sharded one those that lie here."""
+    def _some(self) -> Tensor:
+        """Return a copy of some values, of a sharded parameter such as lie here."""
         parameters = self._versions.parameters()
-        last: Any = parameters[-1].detach() if parameters else torch.empty(0)
+        weights = [parameter for parameter in parameters if parameter.ndim > 1] or list(parameters)
+        last: Any = weights[-1].detach() if weights else torch.empty(0)
         local: Tensor = last.to_local() if hasattr(last, "to_local") else last
-        return local
+        return local.reshape(-1)[:_COMPARED].clone()

@@ -58,6 +58,8 @@ class StudentMaps:
                 f"images on {images.device}, but the student was on {self.device} when attached. Move the images to "
                 "it; if the student has moved since, attach after moving it."
             )
+        if not torch.is_grad_enabled():
+            raise CaptureError("loss() in no_grad or inference_mode, where nothing learns from it. Call it outside.")
         if not self.student.training:
             raise CaptureError(
                 "loss() with the student in eval mode; only training forwards are captured. Call student.train() and "

@@ -71,6 +71,10 @@ class Teaching:
         self._steps.enter()
         return self.looks
 
+    def follow(self, loss: Tensor) -> None:
+        """Take notice when a backward pass goes through the loss of the batch."""
+        self._steps.follow(loss)
+
     def maps(self, images: Tensor, grids: Sequence[Grid]) -> TeacherMaps:
         """Return the maps (N, C, h, w) that the loss compares, by teacher and grid, and learn their scale."""
         wanted = tuple(dict.fromkeys(grids))

@@ -66,15 +66,16 @@ def test_none_before_and_without_calibration() -> None:
 
 @pytest.mark.parametrize(("steps", "length"), [(20, 1), (21, 2), (40, 2), (41, 4), (79, 4), (1000, 64)])
 def test_points_are_means_of_equally_many_consecutive_steps(steps: int, length: int) -> None:
-    found = report(calibrated([1 + step for step in range(steps)]))
+    found = report(calibrated([(1 + step) / 100 for step in range(steps)]))
     assert 10 <= len(found.shares) <= 20
     for index, share in enumerate(found.shares[:-1]):
-        assert share == 1 + index * length + (length - 1) / 2
+        assert share == pytest.approx((1 + index * length + (length - 1) / 2) / 100)
     rest = steps - length * (len(found.shares) - 1)
-    assert found.shares[-1] == 1 + steps - rest + (rest - 1) / 2
+    assert found.shares[-1] == pytest.approx((1 + steps - rest + (rest - 1) / 2) / 100)
     assert length / 2 <= rest < 1.5 * length  # a short end is a part of the point before
     assert found.steps == steps
-    assert found.rho == pytest.approx((1 + steps) / 2) or found.delta == 50 - found.rho / 2
+    assert found.rho == pytest.approx((1 + steps) / 200)
+    assert found.delta == pytest.approx(found.rho / 10)
 
 
 def test_shares_that_are_not_finite_are_no_part_of_the_curve() -> None:

@@ -141,6 +141,8 @@ def test_untouched_gives_attributes_back() -> None:
         def forward(self, images: Tensor) -> Any:
             self.latest, self.size = images, tuple(images.shape)
             self.layer.register_forward_hook(lambda *values: None)
+            self.neck, self.scale = nn.Conv2d(4, 4, 1), nn.Parameter(torch.ones(1))
+            self.register_buffer("noted", images, persistent=False)
             return self.layer(images)
 
     student = Notes()
@@ -150,3 +152,6 @@ def test_untouched_gives_attributes_back() -> None:
     assert student.latest is None
     assert not hasattr(student, "size")
     assert hooks(student) == 0
+    assert list(student._modules) == ["layer"]
+    assert [name for name, _ in student.named_parameters()] == ["layer.weight", "layer.bias"]
+    assert not student._non_persistent_buffers_set

@@ -56,6 +56,15 @@ def test_the_share_is_divided_as_the_gradients_at_the_tap_are() -> None:
     assert modulation.weight == pytest.approx(0.75 * modulators["a"].weight + 0.25 * 5)
 
 
+def test_an_overflow_does_not_spoil_the_next_step() -> None:
+    modulation = Modulation(_each(), SHARES, list)
+    _backward(modulation, {"a": math.inf, "b": 1.0})
+    modulation.observe(torch.tensor(math.nan))
+    _backward(modulation, {"a": 3.0, "b": 1.0})
+    modulation.observe(torch.tensor(40.0))
+    assert modulation.metrics()["share/a"] == pytest.approx(30)
+
+
 def test_gradients_add_up_until_they_are_observed() -> None:
     modulation = Modulation(_each(), SHARES, list)
     _backward(modulation, {"a": 1.0, "b": 1.0})

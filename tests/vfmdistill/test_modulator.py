@@ -143,11 +143,11 @@ def test_auto_measures_then_adapts() -> None:
 def test_auto_goes_on_measuring_without_gradient_and_stops_in_the_final_phase() -> None:
     modulator = GradientModulator(weight=8.0, default_weight=3.0, calibration_updates=1)
     modulator.observe(0.0)
-    assert modulator.update() == Update(8.0, 3.0, 0.0, "no_gradient")
+    assert modulator.update() == Update(8.0, 8.0, 0.0, "no_gradient")
     assert modulator.rho is None
     modulator.finish_adapting()
     modulator.observe(4.0)
-    assert modulator.update() == Update(3.0, 3.0, 4.0, "final_phase")
+    assert modulator.update() == Update(8.0, 3.0, 4.0, "final_phase")
     assert modulator.rho is None
 
 

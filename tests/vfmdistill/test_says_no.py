@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from support.student_zoo import ZOO
-from support.students import IMAGES, Classifier, Wide
+from support.students import IMAGES, Classifier, Wide, hooks, step
 from torch import Tensor, nn
 
-from vfmdistill import CaptureError, Distiller, InputError, Teacher, attach
+import vfmdistill
+from vfmdistill import CaptureError, Distiller, DistillError, InputError, Tap, Teacher, attach
 
 LARGE = torch.rand(2, 3, 128, 256, generator=torch.Generator().manual_seed(0))
 
@@ -162,3 +165,113 @@ def test_a_refused_loss_is_had_in_the_next_step(student: Classifier, name: str) 
         distiller.loss(IMAGES).backward()
         distiller.observe()
         assert distiller.update().share is not None
+
+
+def test_a_share_without_gradients(student: Classifier) -> None:
+    with attach(student, Wide(), tap="body") as distiller:
+        distiller.observe()  # nothing was computed: nothing is counted
+        assert distiller.update().reason == "no_observation"
+        student(IMAGES)
+        loss = distiller.loss(IMAGES)
+        message = r"found no gradient.*after loss\.backward\(\), before .* zero_grad\(\); or distiller\.discard\(\)"
+        with pytest.raises(DistillError, match=message):
+            distiller.observe()
+        loss.backward()
+        distiller.observe()
+        for parameter in [*student.parameters(), *distiller.parameters()]:
+            parameter.grad = None
+        student(IMAGES)
+        distiller.loss(IMAGES)
+        with pytest.raises(DistillError, match=message):
+            distiller.observe()
+        distiller.discard()
+        distiller.observe()
+
+
+def test_a_loss_without_gradients(student: Classifier) -> None:
+    with attach(student, Wide(), tap="body") as distiller:
+        student(IMAGES)
+        with torch.no_grad(), pytest.raises(CaptureError, match=r"loss\(\) in no_grad .*Call it outside"):
+            distiller.loss(IMAGES)
+        assert distiller.loss(IMAGES).requires_grad
+
+
+def test_injectors_that_no_optimizer_moves(student: Classifier) -> None:
+    with attach(student, Wide(), tap="body", modulator=1.0) as distiller:
+        optimizer = torch.optim.SGD(student.parameters(), lr=1e-3)
+        step(student, distiller)
+        optimizer.step()
+        with pytest.warns(UserWarning, match=r"the injectors, whose gradients pile up .*distiller\.parameters\(\) too"):
+            step(student, distiller)
+        optimizer.step()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            step(student, distiller)
+
+
+@pytest.mark.parametrize("kind", ["sparse", "complex"])
+def test_gradients_of_every_kind_are_counted(kind: str) -> None:
+    class Odd(Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.odd = nn.Embedding(3, 4, sparse=True) if kind == "sparse" else nn.Linear(1, 4, dtype=torch.complex64)
+
+        def forward(self, images: Tensor) -> Tensor:
+            index = torch.tensor([0, 0, 2]) if kind == "sparse" else torch.ones(1, dtype=torch.complex64)
+            return super().forward(images) + self.odd(index).abs().sum()
+
+    with attach(Odd(), Wide(), tap="body", modulator=1.0) as distiller:
+        step(distiller.student, distiller)
+        gradient = distiller.student.odd.weight.grad
+        norms = [p.grad.to_dense().abs().sum() for p in distiller.student.parameters() if p.grad is not None]
+        norms += [p.grad.abs().sum() for p in distiller.parameters() if p.grad is not None]
+        tap = sum(p.grad.abs().sum() for p in distiller.student.body.parameters())
+        assert gradient is not None
+        assert gradient.to_dense().abs().sum() > 0
+        assert distiller.metrics()["share"] == pytest.approx((100 * tap / sum(norms)).item(), rel=1e-5)
+
+
+def _lazy() -> nn.Module:
+    student = Classifier()
+    student.head = nn.LazyLinear(4)
+    return student
+
+
+def _in_inference_mode() -> nn.Module:
+    with torch.inference_mode():
+        return Classifier()
+
+
+@pytest.mark.parametrize(
+    ("build", "arguments", "message"),
+    [
+        (_lazy, {}, "take their shape from the first batch. Run it on one first"),
+        (lambda: Classifier().to("meta"), {}, "on the meta device; expected one with values"),
+        (_in_inference_mode, {}, "in inference mode, which leaves no gradients"),
+        (Classifier, {"probe": {"images": IMAGES}}, "probe: a dict; expected a batch"),
+        (Classifier, {"probe": IMAGES[0]}, "probe: shape .*; expected a batch"),
+        (Classifier, {"tap": 3}, "tap: a int; expected a module path, several"),
+    ],
+)
+def test_what_cannot_be_attached_to(build: Callable[[], nn.Module], arguments: dict[str, Any], message: str) -> None:
+    student = build()
+    own = hooks(student)  # lazy layers have some
+    with pytest.raises(InputError, match=message):
+        attach(student, Wide(), **{"tap": "body", **arguments})
+    assert hooks(student) == own
+    if arguments.keys() <= {"probe"} and not isinstance(arguments.get("probe"), Tensor):
+        with pytest.raises(InputError, match=message):
+            vfmdistill.inspect(student, **arguments)
+
+
+def test_inspect_leaves_to_an_adapter_what_it_says(student: Classifier) -> None:
+    class Knows:
+        def taps(self, student: nn.Module) -> list[Tap]:
+            raise InputError("attach to its body")
+
+        def feature_map(self, tap: Tap, output: Tensor, images: Tensor) -> Tensor:
+            return output
+
+    student.taps, student.feature_map = Knows().taps, Knows().feature_map  # type: ignore[assignment]
+    with pytest.raises(InputError, match=r"^attach to its body$"):
+        vfmdistill.inspect(student)

@@ -25,8 +25,8 @@ def _move(parameter: nn.Parameter, silently: bool) -> None:
 
 def test_the_last_observation_of_a_step_counts() -> None:
     for silently in (False, True):
-        parameter = nn.Parameter(torch.zeros(2))
-        steps = _steps(nn.Parameter(torch.zeros(3)), parameter)
+        parameter = nn.Parameter(torch.zeros(2, 1))
+        steps = _steps(parameter, nn.Parameter(torch.zeros(3)))
         assert steps.replace(_shares(1.0)) is None
         before = steps.replace(_shares(2.0))
         assert before is not None

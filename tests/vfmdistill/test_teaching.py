@@ -202,9 +202,29 @@ def test_the_turn_is_resumed(student: Classifier) -> None:
             losses.append([])
             for _ in range(steps):
                 student(IMAGES)
-                losses[-1].append(distiller.loss(IMAGES).item() > 0)
+                loss = distiller.loss(IMAGES)
+                losses[-1].append(loss.item() > 0)
+                loss.backward()
+                distiller.observe()
             state = distiller.state_dict()
     assert losses == [[True, False, False, True], [False, False, True, False, False]]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_several_losses_before_one_backward_are_one_step(student: Classifier, fused: bool) -> None:
+    with attach(student, Wide(), tap="body", every=2, modulator=1.0) as distiller:
+        optimizer = torch.optim.SGD([*student.parameters(), *distiller.parameters()], lr=1e-3, fused=fused)
+        looked = []
+        for _ in range(4):
+            total = torch.zeros(())
+            for images in (IMAGES, IMAGES.flip(3)):
+                total = total + student(images).logsumexp(1).mean() + distiller.loss(images)
+                looked.append(distiller.looks)
+            total.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert looked == [True, True, False, False] * 2
+        assert distiller.state_dict()["teaching"]["steps"] == 4
 
 
 @pytest.mark.parametrize("every", [0, -1, 1.5, True])

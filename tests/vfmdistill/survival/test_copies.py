@@ -32,7 +32,10 @@ COPIES: list[Callable[[nn.Module], nn.Module]] = [copy.deepcopy, AveragedModel, 
 
 @pytest.mark.parametrize("make", COPIES)
 def test_copies_carry_no_hook_and_feed_no_one(make: Callable[[nn.Module], nn.Module], student: Classifier) -> None:
+    twin = copy.deepcopy(student)
     with attach(student, Wide(), tap=["stem", "body"]) as distiller:
+        copied = make(student)
+        assert same_state(copied.module if isinstance(copied, AveragedModel) else copied, twin)
         student(IMAGES)
         held = [capture._output for capture in distiller._student_maps._captures]
         copied = make(student)
@@ -43,8 +46,6 @@ def test_copies_carry_no_hook_and_feed_no_one(make: Callable[[nn.Module], nn.Mod
         copied(IMAGES)
         assert [capture._output for capture in distiller._student_maps._captures] == held
         assert distiller.loss(IMAGES).requires_grad
-    twin = copy.deepcopy(student)
-    assert same_state(student, twin)
 
 
 def test_hooks_of_the_student_s_own_are_copied(student: Classifier) -> None:
