@@ -114,7 +114,7 @@ def attach(
         adapter, taps = adapter_and_taps(core, adapter, list(tap) if isinstance(tap, Mapping) else tap, images)
         if not isinstance(modulator, Mapping):
             modulator = _modulator(modulator, taps)
-        dims = student_dims(core, adapter, taps, images)
+        dims, overwritten = student_dims(core, adapter, taps, images)
         injectors = nn.ModuleDict()
         moved = partial(_moved, core, taps, injectors)
         teaching = Teaching(_teachers(teacher, core), input_range, device, every, Steps(moved))
@@ -122,7 +122,7 @@ def attach(
             modulator = _modulators(modulator, taps, teaching)
         injectors.update(build_injectors(injector, teaching.teachers, dict(zip(taps, dims, strict=True)), core))
     modulation = Modulation(modulator, teaching.shares, moved)
-    maps = StudentMaps(core, adapter, taps, shares=tap_shares, channels=dims)
+    maps = StudentMaps(core, adapter, taps, shares=tap_shares, channels=dims, clones=overwritten)
     distiller = Distiller(maps, teaching, injectors, modulation)
     if stream is not None:
         teaching.start_early(student, stream)

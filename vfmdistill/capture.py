@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vfmdistill.errors import CaptureError, InputError
 from vfmdistill.hooks import ForwardHook
+from vfmdistill.in_place import changed, cloned, versions_of
 from vfmdistill.sharding import reshard
 
 
@@ -26,10 +27,15 @@ class Capture:
         module: the module to watch; it must be called, not only its `forward`.
         is_training: whether a forward is a training forward.
         name: how error messages call the module.
+        clones: keep a copy, since what follows changes the output in place.
     """
 
-    def __init__(self, module: nn.Module, is_training: Callable[[], bool], name: str = "") -> None:
+    def __init__(
+        self, module: nn.Module, is_training: Callable[[], bool], name: str = "", *, clones: bool = False
+    ) -> None:
         self.name = name or type(module).__name__
+        self._clones = clones
+        self._versions: list[tuple[Tensor, int]] = []
         self._output: Any = None
         self._nothing = _NO_FORWARD
         self._is_training = is_training
@@ -45,11 +51,17 @@ class Capture:
         reason, self._nothing = self._nothing, _NO_FORWARD
         if output is None:
             raise CaptureError(f"tap {self.name!r} gave nothing since the last loss: {reason}")
+        noted, self._versions = self._versions, []
+        if changed(noted):
+            raise CaptureError(
+                f"what tap {self.name!r} gave was changed in place by what follows it, though not when attached. Tap "
+                "the module that changes it, or let that work with inplace=False."
+            )
         return output
 
     def forget(self) -> None:
         """Forget what was captured."""
-        self._output, self._nothing = None, _NO_FORWARD
+        self._output, self._nothing, self._versions = None, _NO_FORWARD, []
 
     def remove(self) -> None:
         """Take the hook off the module and forget what was captured. May be called again."""
@@ -70,7 +82,9 @@ class Capture:
                 "its output carries no gradient. Nothing up to it is trained: unfreeze it, or tap a later module."
             )
         else:
-            self._output = output
+            self._output = cloned(output) if self._clones else output
+            if not torch.compiler.is_compiling():
+                self._versions = versions_of(self._output)
 
 
 @contextmanager
@@ -112,17 +126,20 @@ def untouched(student: nn.Module) -> Iterator[None]:
                 table.update(content)
         for names, former in unsaved:
             names &= former
-        with torch.no_grad():
-            for buffer, version, value in values:
-                # Batch norms write their statistics without counting up the version.
-                if buffer._version != version or not torch.equal(buffer, value):
-                    buffer.copy_(value)
         torch.set_rng_state(cpu_state)
         if accelerator:
             accelerator.set_rng_state(accelerator_state, *place)
+        with torch.no_grad():
+            for buffer, version, value in values:
+                # Batch norms write their statistics without counting up the version.
+                same = buffer._version == version and buffer.layout is torch.strided and torch.equal(buffer, value)
+                if not same:
+                    buffer.copy_(value)
 
 
-def probe_outputs(student: nn.Module, modules: Mapping[str, nn.Module], images: Tensor) -> dict[str, Any]:
+def probe_outputs(
+    student: nn.Module, modules: Mapping[str, nn.Module], images: Tensor, overwritten: set[str] | None = None
+) -> dict[str, Any]:
     """Run the student once and return what the named modules put out, in the order in which they finished.
 
     The forward runs in eval mode, without gradients, and leaves the student as it was (`untouched`).
@@ -131,17 +148,21 @@ def probe_outputs(student: nn.Module, modules: Mapping[str, nn.Module], images: 
         student: the student, not wrapped.
         modules: the modules to watch by name; one that does not run is missing from the result.
         images: (N, 3, H, W), what the student takes.
+        overwritten: receives the names of those whose output was changed in place after them.
 
     Raises:
         InputError: the student cannot take these images.
     """
     outputs: dict[str, Any] = {}
+    versions: dict[str, list[tuple[Tensor, int]]] = {}
     with untouched(student), ExitStack() as hooks:
         for name, module in modules.items():
 
             def keep(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
                 outputs.pop(name, None)
                 outputs[name] = output
+                if overwritten is not None:
+                    versions[name] = versions_of(output)
 
             hooks.callback(module.register_forward_hook(keep).remove)
         hooks.callback(reshard, student)
@@ -156,6 +177,8 @@ def probe_outputs(student: nn.Module, modules: Mapping[str, nn.Module], images: 
                 f"the student failed on a probe of shape {tuple(images.shape)} and type {images.dtype} "
                 f"({type(error).__name__}: {error}). Pass a batch that it takes as probe= to attach()."
             ) from error
+    if overwritten is not None:
+        overwritten.update(name for name, noted in versions.items() if changed(noted))
     return outputs
 
 

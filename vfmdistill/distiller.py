@@ -161,6 +161,11 @@ class Distiller:
         injector_parameters = trained(self.injectors)
         tap_parameters = trained(*(tap.module for tap in self.taps))
         self._observation.check_gradients([*tap_parameters, *injector_parameters])
+        if not tap_parameters and self._modulation.adapts:
+            raise DistillError(
+                f"nothing is trained any more in {', '.join(repr(tap.path) for tap in self.taps)}, so its share of the "
+                "gradient cannot steer λ. Attach again with a later tap, or with a number as modulator: a fixed λ."
+            )
         average_gradients(injector_parameters)
         share = gradient_share(tap_parameters, [*trained(self.student), *injector_parameters])
         self._modulation.observe(share)

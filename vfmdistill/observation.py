@@ -33,11 +33,11 @@ class Observation:
 
     @property
     def due(self) -> bool:
-        """Whether an observation has something to see: a loss since the last one that was not skipped.
+        """Whether an observation has something to see: a loss that was not skipped, as far as one can tell.
 
         Where there are several processes another one may have had a loss, and waits for this one.
         """
-        return self._noted or (_several_processes() and not self._skipped)
+        return self._noted or ((self._lost or _several_processes()) and not self._skipped)
 
     @property
     def missed(self) -> bool:

@@ -63,6 +63,8 @@ def unwrapped(student: nn.Module) -> nn.Module:
     """
     if not isinstance(student, nn.Module):
         raise InputError(f"student: a {type(student).__name__}; expected a torch.nn.Module.")
+    if isinstance(student, torch.jit.ScriptModule):
+        raise InputError("student: a ScriptModule, whose parts are not called from Python; script it after training.")
     if isinstance(student, nn.DataParallel):
         raise InputError("student: nn.DataParallel runs copies, which feed no tap; use DistributedDataParallel.")
     if isinstance(student, nn.parallel.DistributedDataParallel):

@@ -25,29 +25,32 @@ class StepShares:
         held: the shares, (teachers,), NaN or None where there are none.
 
     Args:
-        parameters: returns what the optimizer moves in every step, as it is now. It is the last one with more than
-            one dimension of which some values are compared: a bias may have no gradient.
+        parameters: returns what the optimizer moves in every step, as it is now. Of the first and the last with
+            more than one dimension some values are compared: a bias may have no gradient.
     """
 
     def __init__(self, parameters: Callable[[], Sequence[nn.Parameter]]) -> None:
         self.held: Tensor | None = None
         self._versions = Versions(parameters)
-        self._value = torch.empty(0)
+        self._values = [torch.empty(0)]
 
     @property
     def used(self) -> Tensor:
         """Whether the gradients of the latest observation were used, 0-dim; true before the first one."""
-        value = self._some()
-        if self.held is None or self._versions.changed or value.shape != self._value.shape:
-            return torch.ones((), dtype=torch.bool, device=value.device)
-        return (value != self._value).any()
+        values = self._some()
+        if self.held is None or self._versions.changed:
+            return torch.ones((), dtype=torch.bool, device=values[0].device)
+        # Gathered parameters have another shape than their shards, which says nothing.
+        pairs = [(old, new) for old, new in zip(self._values, values, strict=False) if old.shape == new.shape]
+        moved = [(old != new).any() for old, new in pairs]
+        return torch.stack(moved).any() if moved else torch.ones((), dtype=torch.bool, device=values[0].device)
 
     def replace(self, shares: Tensor) -> Tensor | None:
         """Hold the shares of another observation, and return those before, NaN if this one belongs to their step."""
         before = self.release()
         self.held = shares
         self._versions.note()
-        self._value = self._some()
+        self._values = self._some()
         return before
 
     def release(self) -> Tensor | None:
@@ -69,10 +72,10 @@ class StepShares:
         if self.held is not None:
             self.held = torch.where(self.used, self.held, torch.nan)
 
-    def _some(self) -> Tensor:
-        """Return a copy of some values, of a sharded parameter such as lie here."""
+    def _some(self) -> list[Tensor]:
+        """Return copies of some values of two parameters, of sharded ones such as lie here."""
         parameters = self._versions.parameters()
         weights = [parameter for parameter in parameters if parameter.ndim > 1] or list(parameters)
-        last: Any = weights[-1].detach() if weights else torch.empty(0)
-        local: Tensor = last.to_local() if hasattr(last, "to_local") else last
-        return local.reshape(-1)[:_COMPARED].clone()
+        ends: list[Any] = [weights[0].detach(), weights[-1].detach()] if weights else [torch.empty(0)]
+        local = [end.to_local() if hasattr(end, "to_local") else end for end in ends]
+        return [values.reshape(-1)[:_COMPARED].clone() for values in local]

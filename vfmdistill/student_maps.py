@@ -21,6 +21,7 @@ class StudentMaps:
         taps: modules of the student.
         shares: of the taps in the loss, which add up to 1; None for equal ones.
         channels: of the taps' maps, which stay; None where that need not be checked.
+        clones: the taps whose output is changed in place by what follows.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class StudentMaps:
         *,
         shares: Sequence[float] | None = None,
         channels: Sequence[int] | None = None,
+        clones: Sequence[Tap] = (),
     ) -> None:
         self.student = student
         self.taps = tuple(taps)
@@ -38,7 +40,9 @@ class StudentMaps:
         self.device = device_of(student)
         self._adapter = adapter
         self._channels = dict(zip(self.taps, channels, strict=True)) if channels is not None else {}
-        self._captures = [Capture(tap.module, lambda: student.training, tap.path) for tap in self.taps]
+        self._captures = [
+            Capture(tap.module, lambda: student.training, tap.path, clones=tap in clones) for tap in self.taps
+        ]
 
     def check(self, images: Tensor) -> None:
         """Check that the maps of these images can be taken.

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vfmdistill.adapters import ByPathAdapter, StudentAdapter, Tap
@@ -161,7 +162,7 @@ def _predictions(modules: Mapping[str, nn.Module], outputs: Mapping[str, Any]) -
 
 def _storage(tensor: Tensor) -> int:
     """Return the address of a tensor's memory, the same for all views of it."""
-    return tensor.untyped_storage().data_ptr()
+    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else id(tensor)
 
 
 def _is_inside(path: str, outer: str) -> bool:

@@ -59,14 +59,17 @@ def _by_inspection(student: nn.Module, images: Tensor) -> ByPathAdapter:
     return ByPathAdapter([chosen.path])
 
 
-def student_dims(student: nn.Module, adapter: StudentAdapter, taps: Sequence[Tap], images: Tensor) -> list[int]:
-    """Return the channels of each tap's map, found by a forward of the images.
+def student_dims(
+    student: nn.Module, adapter: StudentAdapter, taps: Sequence[Tap], images: Tensor
+) -> tuple[list[int], list[Tap]]:
+    """Return the channels of each tap's map, and the taps whose output is changed in place, by a forward of the images.
 
     Raises:
         CaptureError: a tap does not fire, or gives nothing that can be read as a map.
         InputError: the student fails on the images.
     """
-    outputs = probe_outputs(student, {tap.path: tap.module for tap in taps}, images)
+    overwritten: set[str] = set()
+    outputs = probe_outputs(student, {tap.path: tap.module for tap in taps}, images, overwritten)
     silent = [tap.path for tap in taps if tap.path not in outputs]
     if silent:
         raise CaptureError(
@@ -82,4 +85,4 @@ def student_dims(student: nn.Module, adapter: StudentAdapter, taps: Sequence[Tap
                 f"{tap.path!r} for images {tuple(images.shape)}; expected a map ({images.shape[0]}, C, h, w)."
             )
         dims.append(feature_map.shape[1])
-    return dims
+    return dims, [tap for tap in taps if tap.path in overwritten]

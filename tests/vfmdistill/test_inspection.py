@@ -346,3 +346,22 @@ def test_a_student_without_parameters_needs_a_probe() -> None:
     with pytest.raises(InputError, match="probe="):
         inspect(nn.AvgPool2d(16))
     assert taken(inspect(nn.AvgPool2d(16), probe=torch.zeros(1, 3, 64, 64))) == ""
+
+
+def test_sparse_tensors_are_no_maps_and_no_obstacle() -> None:
+    class Inner(nn.Module):
+        def forward(self, graph: Tensor) -> Tensor:
+            return 2 * graph
+
+    class Sparse(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("graph", torch.eye(4).to_sparse())
+            self.body = nn.Conv2d(3, 8, 16, 16)
+            self.inner = Inner()
+
+        def forward(self, images: Tensor) -> Tensor:
+            graph: Tensor = self.inner(self.graph)
+            return self.body(images).mean() + graph.to_dense().sum()
+
+    assert [candidate.path for candidate in inspect(Sparse(), 64).chosen] == ["body"]

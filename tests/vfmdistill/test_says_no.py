@@ -242,6 +242,8 @@ def _in_inference_mode() -> nn.Module:
         return Classifier()
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script. is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script. is deprecated:DeprecationWarning")
 @pytest.mark.parametrize(
     ("build", "arguments", "message"),
     [
@@ -250,6 +252,7 @@ def _in_inference_mode() -> nn.Module:
         (_in_inference_mode, {}, "in inference mode, which leaves no gradients"),
         (Classifier, {"probe": {"images": IMAGES}}, "probe: a dict; expected a batch"),
         (Classifier, {"probe": IMAGES[0]}, "probe: shape .*; expected a batch"),
+        (lambda: torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3))), {}, "a ScriptModule, .*script it after training"),
         (Classifier, {"tap": 3}, "tap: a int; expected a module path, several"),
     ],
 )
@@ -262,6 +265,18 @@ def test_what_cannot_be_attached_to(build: Callable[[], nn.Module], arguments: d
     if arguments.keys() <= {"probe"} and not isinstance(arguments.get("probe"), Tensor):
         with pytest.raises(InputError, match=message):
             vfmdistill.inspect(student, **arguments)
+
+
+def test_a_tap_that_is_frozen_later(student: Classifier) -> None:
+    with attach(student, Wide(), tap="body") as distiller:
+        student.body.requires_grad_(False)
+        student(IMAGES)
+        distiller.loss(IMAGES).backward()
+        with pytest.raises(DistillError, match=r"nothing is trained any more in 'body'.*Attach again with a later tap"):
+            distiller.observe()
+    with attach(student, Wide(), tap="body", modulator=1.0) as distiller:
+        step(student, distiller)
+        assert distiller.metrics()["share"] == 0
 
 
 def test_inspect_leaves_to_an_adapter_what_it_says(student: Classifier) -> None:
