@@ -71,4 +71,6 @@ def test_the_recipe_chooses_projector_objective_and_pace(tmp_path: Path) -> None
         for _ in range(3):
             model(images)
             losses.append(distiller.loss(images))
+            losses[-1].backward()
+            distiller.observe()
     assert [loss.item() > 0 for loss in losses] == [True, False, True]
