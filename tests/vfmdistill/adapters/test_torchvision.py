@@ -14,6 +14,7 @@ from torchvision.models import detection, segmentation
 from torchvision.models.detection.faster_rcnn import FasterRCNN
 from torchvision.models.feature_extraction import create_feature_extractor
 
+import vfmdistill
 from vfmdistill import InputError, attach
 from vfmdistill.adapters import Tap, find_adapter
 from vfmdistill.adapters.torchvision import TorchvisionClassifier
@@ -52,12 +53,16 @@ def test_the_last_stage_of_convolutional_classifiers(name: str, path: str, shape
     assert taken.share < 0.9
 
 
-def test_the_last_layer_of_vgg_is_read_after_its_relu() -> None:
+def test_the_last_layer_of_vgg_is_read_before_its_relu_writes_into_it() -> None:
     student = models.VGG(models.vgg.make_layers([8, "M", 8, "M", 8, "M", 8, "M", 16, "M"], False), 4, False)
     student.classifier = nn.Flatten()
-    taken = tapped(student, torch.rand(2, 3, 64, 96))
-    assert (taken.path, taken.feature_map.shape) == ("features.12", (2, 16, 4, 6))
-    assert taken.feature_map.min() == 0  # the ReLU writes into what the convolution gave
+    images = torch.rand(2, 3, 64, 96)
+    with vfmdistill.attach(student, nn.Conv2d(3, 4, 16, 16), modulator=1.0) as distiller:
+        student(images)
+        (feature_map,) = distiller._student_maps.take(images)
+    assert [tap.path for tap in distiller.taps] == ["features.12"]
+    assert feature_map.shape == (2, 16, 4, 6)
+    assert feature_map.min() < 0
 
 
 def test_convnext() -> None:
