@@ -69,7 +69,12 @@ def track(items: Iterable[T], title: str, console: Console, total: int | None = 
 
 
 def parse_options(
-    options: type[Options], arguments: Sequence[str] | None = None, *, program: str, description: str
+    options: type[Options],
+    arguments: Sequence[str] | None = None,
+    *,
+    program: str,
+    description: str,
+    none: str | None = None,
 ) -> Options:
     """Return the options that the command line asks for.
 
@@ -79,6 +84,7 @@ def parse_options(
         arguments: the words after the program's name; None takes them from the process.
         program: name that --help shows.
         description: what the program does, for --help.
+        none: word that stands for None, where options can be given that.
 
     Raises:
         SystemExit: after --help, or for an unknown or missing option (status 2, message on standard error).
@@ -88,7 +94,7 @@ def parse_options(
         "CommandLine",
         __base__=(options, CommandLine),
         __doc__=description,
-        __cls_kwargs__={"cli_prog_name": program},
+        __cls_kwargs__={"cli_prog_name": program, "cli_parse_none_str": none},
     )
     try:
         parsed: Any = CliApp.run(command_line, cli_args=list(sys.argv[1:] if arguments is None else arguments))

@@ -37,7 +37,7 @@ def parse_recipe(
     """
     given = _given_options(list(sys.argv[1:] if arguments is None else arguments), program, description)
     dump = given.pop("dump_recipe", None)
-    settings = {**_read_settings(given.pop("config", None)), **given}
+    settings = {**read_settings(given.pop("config", None)), **given}
     if settings.get("data") is None:
         if demo is None:
             raise InputError("no data given: name the folder of a data set with --data")
@@ -87,7 +87,13 @@ def _given_options(arguments: list[str], program: str, description: str) -> dict
         raise InputError(sentences(error)) from None
 
 
-def _read_settings(path: Path | None) -> dict[str, Any]:
+def read_settings(path: Path | None) -> dict[str, Any]:
+    """Return the settings of a YAML file, nothing without one.
+
+    Raises:
+        InputError: the file cannot be read, or holds something else.
+        UnknownNameError: a key is no setting.
+    """
     import yaml
 
     if path is None:

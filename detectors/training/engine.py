@@ -198,6 +198,11 @@ class Engine:
         if self._scaler is not None and state is not None:
             self._scaler.load_state_dict(dict(state))
 
+    def wait(self) -> None:
+        """Wait until the device has done all that it was given, for whoever looks at the clock."""
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).synchronize()
+
     def agree(self, *flags: bool) -> tuple[bool, ...]:
         """Return each flag, True where any process says so."""
         if self.world == 1:

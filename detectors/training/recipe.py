@@ -57,6 +57,12 @@ class Recipe(BaseModel):
         "without one",
     )
     teacher_weights: Path | None = Field(None, description="local file with the teacher's weights")
+    teacher_control: Literal["random", "shuffled"] | None = Field(
+        None, description="a teacher that must not help, for comparison: random weights, or maps of other images"
+    )
+    teacher_cache: Path | None = Field(
+        None, description="folder that keeps the teachers' features; pays without augmentation and changing sizes"
+    )
     teacher_precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="of the teacher's forward pass; 'auto': half where the device is good at it"
     )
@@ -167,6 +173,10 @@ class Recipe(BaseModel):
             raise ValueError("teacher_weights belong to one teacher, and there are several")
         if self.teacher is None and self.teacher_weights is not None:
             raise ValueError("teacher_weights needs a teacher: name the architecture that the file belongs to")
+        if self.teacher_control is not None and self.teacher is None:
+            raise ValueError("teacher_control needs a teacher: name the one that it stands beside")
+        if self.teacher_control == "random" and self.teacher_weights is not None:
+            raise ValueError("teacher_control 'random' draws the teacher's weights: leave out teacher_weights")
         if self.weights is not None and self.backbone_weights is not None:
             raise ValueError("weights are those of the whole detector, the backbone's too: leave out backbone_weights")
         if self.weights is not None and self.init is not None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
 import vfmdistill
 from detectors.detector import Detector
+from vfmdistill.controls import ShuffledTeacher, random_teacher
 from vfmdistill.update import Modulator
 
 from .recipe import Recipe
@@ -27,16 +29,23 @@ def build_teachers(recipe: Recipe) -> Teachers:
         WeightsError: the weights of one cannot be had or do not fit.
         InputError: a teacher cannot be read out as the recipe wants.
     """
-    return {
-        vfmdistill.Teacher(
-            name,
-            weights=recipe.teacher_weights,
-            dtype=_DTYPES[recipe.teacher_precision],
-            dense=recipe.teacher_dense,
-            blocks=recipe.teacher_blocks,
-        ): share
-        for name, share in recipe.teachers.items()
+    return {_build(name, recipe): share for name, share in recipe.teachers.items()}
+
+
+def _build(name: str, recipe: Recipe) -> vfmdistill.Teacher:
+    options: dict[str, Any] = {
+        "dtype": _DTYPES[recipe.teacher_precision],
+        "dense": recipe.teacher_dense,
+        "blocks": recipe.teacher_blocks,
     }
+    if recipe.teacher_cache is not None:
+        # A folder belongs to one teacher with its weights; a random one is another with every seed.
+        of_seed = f"-random-{recipe.seed}" if recipe.teacher_control == "random" else ""
+        options["cache"] = recipe.teacher_cache / (re.sub(r"[^\w.-]", "_", name) + of_seed)
+    if recipe.teacher_control == "random":
+        return random_teacher(name, seed=recipe.seed, **options)
+    kind = ShuffledTeacher if recipe.teacher_control == "shuffled" else vfmdistill.Teacher
+    return kind(name, weights=recipe.teacher_weights, **options)
 
 
 def attach_teachers(

@@ -43,7 +43,7 @@ class Trainer:
     `fit()` leaves in `recipe.output`: `checkpoints/epoch_NNNN` (the newest few), `checkpoints/best_NNNN`,
     `metrics.jsonl`, `report.html` and TensorBoard files; at its end also `pretrained`, a folder for
     `detectors.from_pretrained` with the best averaged weights and nothing of the teacher. `trainer.average.model` is
-    the averaged model that is evaluated. As a context manager, or by `close()`, it detaches the distiller. Losses in
+    the averaged model that is evaluated, `trainer.train_step` does one step. As a context manager, or by `close()`, it detaches the distiller. Losses in
     the metrics are means over the batches of the first process; λ, share and the COCO figures are those of all
     processes. "share/PART" is the share of a part of the detector, or of the injectors, in the last step of the epoch
     that the teachers looked at.
@@ -99,7 +99,7 @@ class Trainer:
         optimizer = build_optimizer(parameter_groups(model, injectors, recipe), recipe)
         self.groups = describe_groups(optimizer)  # as they are before they are split over processes
         self._network, self.optimizer = engine.prepare(model, optimizer)
-        self._train_step = TrainStep(
+        self.train_step = TrainStep(
             engine, model, self._network, criterion, distiller, clip_norm=recipe.clip_norm, seed=recipe.seed
         )
         self.epoch, self.step = 0, 0
@@ -186,7 +186,7 @@ class Trainer:
         """Find out now, not in the middle of the night, whether the largest images with the most boxes fit."""
         images = int(self.recipe.batch_size) // self.engine.world // self.recipe.accumulate
         heaviest = heaviest_images(self.recipe, self._box_counts)
-        self.monitor.say(str(dry_run(self._train_step, self.optimizer, images=images, heaviest=heaviest)))
+        self.monitor.say(str(dry_run(self.train_step, self.optimizer, images=images, heaviest=heaviest)))
 
     def _report(self, *, finished: bool) -> None:
         if self.engine.is_main:
@@ -206,7 +206,7 @@ class Trainer:
         for parts, _ in self.monitor.track(batches, steps, f"epoch {epoch}", epoch=epoch, first=first):
             set_learning_rate(self.optimizer, learning_rate_factor(self.recipe, self.step, steps))
             left = steps * (epoch + 1) - self.step
-            outcome = self._train_step(parts, self.step, measure=left <= self.recipe.teacher_every)
+            outcome = self.train_step(parts, self.step, measure=left <= self.recipe.teacher_every)
             self.step += 1
             self._note(outcome, parts, epoch)
             if self.step % self.recipe.log_every == 0:

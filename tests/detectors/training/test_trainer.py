@@ -192,7 +192,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count(
     toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with assemble(tiny_recipe(toy, tmp_path, epochs=1, plain_epochs=0)) as trainer:
-        criterion, step = trainer.criterion.forward, trainer._train_step
+        criterion, step = trainer.criterion.forward, trainer.train_step
         seen = []
 
         def broken(*args: Any) -> dict[str, torch.Tensor]:
@@ -207,7 +207,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count(
             return outcome
 
         monkeypatch.setattr(trainer.criterion, "forward", broken)
-        monkeypatch.setattr(trainer, "_train_step", watched)
+        monkeypatch.setattr(trainer, "train_step", watched)
         figures = trainer.fit()
     assert [bool(changed) for changed in seen] == [True, False, True]  # running statistics neither
     assert figures["bad_steps"] == 1
