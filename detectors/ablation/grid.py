@@ -80,9 +80,14 @@ class Grid(BaseModel):
             arms.append(self._taught(name, part, kind, some, without, recipe))
         names = {arm.name for arm in arms}
         arms = [arm if arm.control_of in names else arm.model_copy(update={"control_of": None}) for arm in arms]
-        twice = sorted({arm.name for arm in arms if [other.name for other in arms].count(arm.name) > 1})
-        if twice:
-            raise InputError(f"the arm {twice[0]} is there twice; give every teacher, control and value once.")
+        folders: dict[Path, str] = {}
+        for arm in arms:
+            folder = folder_of(arm.name, 0)
+            if folders.get(folder) == arm.name:
+                raise InputError(f"the arm {arm.name} is there twice; give every teacher, control and value once.")
+            if folder in folders:
+                raise InputError(f"the arms {folders[folder]} and {arm.name} have the same folder; leave out one.")
+            folders[folder] = arm.name
         for arm in arms:
             check_arm(recipe, arm)
         return arms

@@ -28,6 +28,7 @@ from .record import EpochRecord, TrialRecord
 RECIPE = "recipe.json"
 LOG = "log.txt"
 _LOCK = "run.lock"
+_PATIENCE = 30.0  # seconds in which whoever works in a folder may finish saving
 
 
 def train(recipe: Recipe) -> None:
@@ -44,7 +45,7 @@ def train(recipe: Recipe) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(f"{folder.name}.{_LOCK}"))
     try:
-        with lock.acquire(timeout=30):  # whoever had it may be about to save
+        with lock.acquire(timeout=_PATIENCE):
             begun = (folder / METRICS).exists() or (folder / FOLDER).exists()
             if begun and RunFiles(folder).facts.get("finished"):
                 return

@@ -40,8 +40,8 @@ def _build(name: str, recipe: Recipe) -> vfmdistill.Teacher:
     }
     if recipe.teacher_cache is not None:
         # A folder belongs to one teacher with its weights; a random one is another with every seed.
-        of_seed = f"-random-{recipe.seed}" if recipe.teacher_control == "random" else ""
-        options["cache"] = recipe.teacher_cache / (re.sub(r"[^\w.-]", "_", name) + of_seed)
+        of_control = {None: "", "shuffled": "-shuffled", "random": f"-random-{recipe.seed}"}[recipe.teacher_control]
+        options["cache"] = recipe.teacher_cache / (re.sub(r"[^\w.-]", "_", name) + of_control)
     if recipe.teacher_control == "random":
         return random_teacher(name, seed=recipe.seed, **options)
     kind = ShuffledTeacher if recipe.teacher_control == "shuffled" else vfmdistill.Teacher

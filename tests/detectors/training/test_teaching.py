@@ -50,6 +50,9 @@ def test_none_trains_without(tmp_path: Path) -> None:
         ({"teacher": ""}, "a name is empty"),
         ({"teacher": "tiny,tiny2", "teacher_weights": "file.pth"}, "teacher_weights belong to one teacher"),
         ({"teacher": "none", "teacher_weights": "file.pth"}, "teacher_weights needs a teacher"),
+        ({"teacher": "none", "teacher_control": "shuffled"}, "teacher_control needs a teacher"),
+        ({"teacher_control": "random", "teacher_weights": "file.pth"}, "leave out teacher_weights"),
+        ({"teacher_control": "mean"}, "teacher_control"),
     ],
 )
 def test_what_cannot_be_meant(tmp_path: Path, fields: dict[str, object], message: str) -> None:
@@ -74,3 +77,48 @@ def test_the_recipe_chooses_projector_objective_and_pace(tmp_path: Path) -> None
             losses[-1].backward()
             distiller.observe()
     assert [loss.item() > 0 for loss in losses] == [True, False, True]
+
+
+def test_a_control_stands_in_for_the_teacher(tmp_path: Path) -> None:
+    images = torch.rand(4, 3, 64, 64)
+    (real,), (shuffled,) = (
+        build_teachers(recipe_of(tmp_path, teacher="tiny", teacher_control=control)) for control in (None, "shuffled")
+    )
+    assert torch.equal(shuffled(images, (2, 2)).map, real(images, (2, 2)).map.roll(1, 0))
+
+
+def test_a_random_control_is_drawn_from_the_seed(tmp_path: Path) -> None:
+    images = torch.rand(1, 3, 56, 56)
+    fields = {"teacher": "dinov2_vits14", "teacher_control": "random", "teacher_precision": "fp32"}
+    maps = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(len(maps))  # which must not matter
+        (teacher,) = build_teachers(recipe_of(tmp_path, seed=seed, **fields))
+        maps.append(teacher(images, (4, 4)).map)
+    assert torch.equal(maps[0], maps[1])
+    assert not torch.allclose(maps[0], maps[2], atol=0.1)
+
+
+def test_the_cache_gives_the_same_features_and_every_teacher_has_its_own(tmp_path: Path) -> None:
+    images = torch.rand(4, 3, 64, 64)
+    for control in (None, "shuffled"):
+        plain, cached = (
+            next(iter(build_teachers(recipe_of(tmp_path, teacher_control=control, teacher_cache=cache))))
+            for cache in (None, tmp_path / "cache")
+        )
+        wanted = plain(images, (2, 2)).map
+        assert [torch.equal(cached(images, (2, 2)).map, wanted) for _ in range(2)] == [True, True]
+        assert cached.cache is not None
+        assert cached.cache.hits >= len(images)
+    for seed in (0, 1):
+        recipe = recipe_of(
+            tmp_path, teacher="dinov2_vits14", teacher_control="random", teacher_cache=tmp_path / "cache", seed=seed
+        )
+        (drawn,) = build_teachers(recipe)
+        drawn(images, (4, 4))
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [
+        "dinov2_vits14-random-0",
+        "dinov2_vits14-random-1",
+        "tiny",
+        "tiny-shuffled",
+    ]
