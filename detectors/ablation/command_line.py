@@ -112,7 +112,7 @@ def parse_ablation(arguments: Sequence[str] | None = None, *, program: str, desc
 
 
 def _file(text: str) -> tuple[str, Path]:
-    name, equals, file = text.rpartition("=")
+    name, equals, file = text.partition("=")
     if not equals or not name or not file:
         raise InputError(f"teacher weights {text!r}; expected TEACHER=FILE.")
     return name, Path(file)

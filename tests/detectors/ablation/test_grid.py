@@ -26,9 +26,7 @@ def named(arms: list[Arm]) -> dict[str, Arm]:
 
 
 def test_teachers_times_components_and_controls(recipe: Recipe) -> None:
-    grid = Grid(
-        teachers=(LITE, DINO), files={DINO: Path("dino.pth")}, controls=(f"random:{DINO}", f"shuffled:{LITE}")
-    )
+    grid = Grid(teachers=(LITE, DINO), files={DINO: Path("dino.pth")}, controls=(f"random:{DINO}", f"shuffled:{LITE}"))
     arms = named(grid.arms(recipe))
     assert list(arms) == [
         "off", f"{LITE}+fixed", f"{LITE}+gam", f"{DINO}+fixed", f"{DINO}+gam", f"random:{DINO}+gam",

@@ -130,9 +130,7 @@ def test_a_run_that_was_begun_is_gone_on_with(data: Path, tmp_path: Path) -> Non
     assert records[0].epochs == records[1].epochs
 
 
-def test_two_processes_do_not_work_in_one_folder(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_processes_do_not_work_in_one_folder(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = check_arm(recipe_of(data, tmp_path), ARMS[0], seed=0, output=tmp_path / "run")
     monkeypatch.setattr(trial, "_PATIENCE", 0.1)
     with FileLock(tmp_path / "run.run.lock"), pytest.raises(InputError, match="another process works in"):
