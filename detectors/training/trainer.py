@@ -43,10 +43,10 @@ class Trainer:
     `fit()` leaves in `recipe.output`: `checkpoints/epoch_NNNN` (the newest few), `checkpoints/best_NNNN`,
     `metrics.jsonl`, `report.html` and TensorBoard files; at its end also `pretrained`, a folder for
     `detectors.from_pretrained` with the best averaged weights and nothing of the teacher. `trainer.average.model` is
-    the averaged model that is evaluated, `trainer.train_step` does one step. As a context manager, or by `close()`, it detaches the distiller. Losses in
-    the metrics are means over the batches of the first process; λ, share and the COCO figures are those of all
-    processes. "share/PART" is the share of a part of the detector, or of the injectors, in the last step of the epoch
-    that the teachers looked at.
+    the averaged model that is evaluated, `trainer.train_step` does one step. As a context manager, or by `close()`, it
+    detaches the distiller. Losses in the metrics are means over the batches of the first process; λ, share and the COCO
+    figures are those of all processes. "share/PART" is the share of a part of the detector, or of the injectors, in the
+    last step of the epoch that the teachers looked at.
 
     Args:
         recipe: the settings; `batch_size` must be a number.
