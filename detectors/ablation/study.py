@@ -55,7 +55,7 @@ class AblationStudy:
         seeds: of the runs of every arm.
         join: go on with the study if there is one; False: there must be none.
         command: what starts it, for the report.
-        notes: sentences for the report.
+        notes: sentences for the report; given anew, they replace those that the study has.
 
     Raises:
         InputError: there is such a study and `join` is False, or it has other arms or another recipe.
@@ -99,6 +99,8 @@ class AblationStudy:
                 self._study.set_user_attr("plan", plan)
             else:
                 _check_same(plan, known, name)
+                if notes:
+                    self._study.set_user_attr("plan", {**known, "notes": list(notes)})
             self.seeds = sorted({*seeds, *self._study.user_attrs.get("seeds", [])})
             self._study.set_user_attr("seeds", self.seeds)
             self._study.sampler = GridSampler({"arm": list(self.arms), "seed": self.seeds})
