@@ -36,6 +36,7 @@ class AblationOptions(BaseModel):
     )
     controls: list[str] = Field([], description="random:TEACHER, shuffled:TEACHER: teachers that must not help")
     vary: list[str] = Field([], description="FIELD=VALUE,VALUE: any field of the recipe, projector=linear,mlp")
+    skip: list[str] = Field([], description="arms to leave out, by the names that --dry-run shows")
     seeds: int = Field(5, ge=1, description="runs of every arm, each with a seed of its own")
     first_seed: int = Field(0, ge=0, description="the first of them")
     study: str = Field("ablation", description="name of the study in the storage")
@@ -107,6 +108,7 @@ def parse_ablation(arguments: Sequence[str] | None = None, *, program: str, desc
         components=tuple(own.components),
         controls=tuple(own.controls),
         vary=parse_vary(own.vary),
+        skip=tuple(own.skip),
     )
     return Asked(own, recipe, grid)
 

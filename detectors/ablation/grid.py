@@ -41,6 +41,7 @@ class Grid(BaseModel):
         controls: ``"random:TEACHER"`` (random weights) and ``"shuffled:TEACHER"`` (maps of other images), with GAM.
         vary: values of other recipe fields, by field; every arm is taken with every combination. Fields that only
             concern the teaching leave the arm without a teacher as it is.
+        skip: names of arms to leave out.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,6 +51,7 @@ class Grid(BaseModel):
     components: tuple[Component, ...] = ("off", "fixed", "gam")
     controls: tuple[str, ...] = ()
     vary: Mapping[str, tuple[Any, ...]] = {}
+    skip: tuple[str, ...] = ()
 
     def arms(self, recipe: Recipe) -> list[Arm]:
         """Return the arms: those without a teacher first, then methods, then controls.
@@ -59,7 +61,7 @@ class Grid(BaseModel):
 
         Raises:
             InputError: there is no arm to compare with, two arms are the same, or a value does not fit its field.
-            UnknownNameError: there is no such field.
+            UnknownNameError: there is no such arm to skip.
         """
         if "off" not in self.components:
             raise InputError(f"components {', '.join(self.components) or 'none'}: add 'off', which the others are "
@@ -78,6 +80,12 @@ class Grid(BaseModel):
             (*methods, *controls), zip(varied, of_students, strict=True)
         ):
             arms.append(self._taught(name, part, kind, some, without, recipe))
+        for name in self.skip:
+            if name not in {arm.name for arm in arms}:
+                raise unknown_name("arm to skip", name, [arm.name for arm in arms])
+            if name in {arm.baseline for arm in arms}:
+                raise InputError(f"the arm {name} cannot be skipped: others are compared with it.")
+        arms = [arm for arm in arms if arm.name not in self.skip]
         names = {arm.name for arm in arms}
         arms = [arm if arm.control_of in names else arm.model_copy(update={"control_of": None}) for arm in arms]
         folders: dict[Path, str] = {}

@@ -77,6 +77,17 @@ def test_what_concerns_the_student_has_a_baseline_for_every_value(recipe: Recipe
     assert len(arms) == 2 + 2 * 4
 
 
+def test_arms_can_be_left_out(recipe: Recipe) -> None:
+    grid = Grid(teachers=(LITE,), controls=(f"shuffled:{LITE}",), skip=(f"{LITE}+gam",))
+    arms = named(grid.arms(recipe))
+    assert list(arms) == ["off", f"{LITE}+fixed", f"shuffled:{LITE}+gam"]
+    assert arms[f"shuffled:{LITE}+gam"].control_of is None
+    with pytest.raises(InputError, match="off cannot be skipped"):
+        Grid(teachers=(LITE,), skip=("off",)).arms(recipe)
+    with pytest.raises(UnknownNameError, match="arm to skip 'gam'"):
+        Grid(teachers=(LITE,), skip=("gam",)).arms(recipe)
+
+
 def test_a_control_may_stand_alone(recipe: Recipe) -> None:
     arms = named(Grid(controls=(f"random:{DINO}",)).arms(recipe))
     assert arms[f"random:{DINO}+gam"].control_of is None
