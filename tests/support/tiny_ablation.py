@@ -1,7 +1,7 @@
 """A worker of an ablation whose runs are moments long: tiny_ablation.py '{"storage": …, "folder": …, …}'
 
 Every run that is begun and every one that is done leaves a file in the folder; its name is printed when it begins.
-"seconds": of a run. "hang_at": number of the run, from 1, that never ends, so that whoever started it can kill it there.
+"seconds": of a run. "hang_at": number of the run, from 1, that never ends, so that whoever started it can kill it.
 """
 
 from __future__ import annotations
