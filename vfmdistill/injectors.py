@@ -52,6 +52,12 @@ def injector_key(teacher: str, tap: Tap) -> str:
 
 
 def check_tensors(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Raise a WeightsError that names every key of a state that is missing, unexpected or of another shape.
+
+    Args:
+        given: the state that is to be loaded.
+        own: that of the injectors which shall receive it.
+    """
     wrong = [f"missing {key}" for key in own if key not in given]
     wrong += [f"unexpected {key}" for key in given if key not in own]
     wrong += [

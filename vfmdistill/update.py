@@ -69,6 +69,7 @@ class Modulator(Protocol):
 
 
 def check_state(state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Raise a WeightsError unless a modulator's state is of the kind, and has the keys, of its `own`."""
     if state.get("kind") != own["kind"] or state.keys() != own.keys():
         raise WeightsError(
             f"the state of a {state.get('kind')!r} modulator with {sorted(state)}; expected one of a {own['kind']!r} "
