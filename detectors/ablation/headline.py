@@ -68,7 +68,7 @@ def _of_methods(kinds: Mapping[str, str], contrasts: Sequence[Contrast], control
     sentence = f"{best.arm} gains {in_words(best.differences['AP'])} over {best.other}."
     pairs = [pair for pair in controls if pair.arm == best.arm]
     if any(outcome(pair) != "gain" for pair in pairs):
-        sentence += " That its teacher's semantics did it is not shown: it is not shown to be better than its control."
+        sentence += " Whether its teacher's semantics did it is open: it is not shown to be better than its control."
     elif not pairs:
         sentence += " It has no control of its own."
     return sentence
