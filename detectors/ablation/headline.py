@@ -63,7 +63,12 @@ def _of_methods(kinds: Mapping[str, str], contrasts: Sequence[Contrast], control
     best = max(methods, key=lambda contrast: contrast.differences["AP"].mean)
     shown = [contrast for contrast in methods if outcome(contrast) == "gain"]
     if not shown:
-        return f"No method shows a gain. The best is {best.arm}. {best.verdict}"
+        sentence = f"No method shows a gain. The best is {best.arm}. {best.verdict}"
+        if best.seeds_needed is not None:
+            sentence += (
+                f" To show a difference of 0.3 AP takes about {best.seeds_needed:,} paired seeds at this spread."
+            )
+        return sentence
     best = max(shown, key=lambda contrast: contrast.differences["AP"].mean)
     sentence = f"{best.arm} gains {in_words(best.differences['AP'])} over {best.other}."
     pairs = [pair for pair in controls if pair.arm == best.arm]

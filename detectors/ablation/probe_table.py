@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import TypeAlias
 
-from rich.table import Table
-
 from .findings import Difference
 from .probe_record import ProbeRecord
+from .sheet import Sheet
 from .statistics import paired_difference
 
 Figure: TypeAlias = Callable[[ProbeRecord], float]
@@ -50,31 +49,6 @@ def lines_of(records: Sequence[ProbeRecord], figure: Figure) -> list[Line]:
             )
         )
     return lines
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """A table as text."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-    def markdown(self) -> str:
-        """Return it as Markdown, under its title."""
-        align = "|".join(["---", *["---:"] * (len(self.header) - 1)])
-        rows = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in (self.header, *self.rows)]
-        body = "\n".join(f"| {row} |" for row in rows[1:])
-        return f"## {self.title}\n\n| {rows[0]} |\n|{align}|\n{body}\n"
-
-    def rich(self) -> Table:
-        """Return it for a terminal, without its title."""
-        table = Table(box=None, pad_edge=False)
-        for number, name in enumerate(self.header):
-            table.add_column(name, justify="right" if number else "left")
-        for row in self.rows:
-            table.add_row(*row)
-        return table
 
 
 def sheets_of(records: Sequence[ProbeRecord]) -> list[Sheet]:

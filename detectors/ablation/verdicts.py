@@ -26,10 +26,7 @@ def verdict_on_baseline(contrast: Contrast) -> str:
     """Say what an arm's difference to its baseline means."""
     words = {"gain": "A gain", "loss": "A loss", "open": "No evidence of a gain", "too few": "Too few seeds to say"}
     found = outcome(contrast)
-    sentence = f"{words[found]}: {in_words(contrast.differences['AP'])}"
-    if found == "open" and contrast.seeds_needed is not None:
-        sentence += f"; to show a difference of 0.3 AP takes about {contrast.seeds_needed} paired seeds at this spread"
-    return f"{sentence}."
+    return f"{words[found]}: {in_words(contrast.differences['AP'])}{_corrected_away(contrast)}."
 
 
 def verdict_on_control(contrast: Contrast) -> str:
@@ -40,7 +37,15 @@ def verdict_on_control(contrast: Contrast) -> str:
         "open": "Not told apart from its control",
         "too few": "Too few seeds to say",
     }
-    return f"{words[outcome(contrast)]}: {in_words(contrast.differences['AP'])}."
+    return f"{words[outcome(contrast)]}: {in_words(contrast.differences['AP'])}{_corrected_away(contrast)}."
+
+
+def _corrected_away(contrast: Contrast) -> str:
+    """Say why an interval without 0 is no evidence: of many comparisons, some have one by chance."""
+    p = contrast.differences["AP"].p
+    if outcome(contrast) != "open" or p is None or p >= ALPHA or contrast.p_holm is None:
+        return ""
+    return f"; p is {p:.3f} alone, but {contrast.p_holm:.3f} after Holm's correction for the number of comparisons"
 
 
 def in_words(difference: Difference) -> str:

@@ -20,10 +20,17 @@ _COLOURS = 8  # that report.css has
 
 
 class Line(NamedTuple):
-    """One curve: its name and its values by epoch."""
+    """One curve.
+
+    Attributes:
+        name: of it.
+        values: by epoch.
+        band: lower and upper bound of its shaded surroundings, by epoch.
+    """
 
     name: str
     values: Mapping[int, float]
+    band: Mapping[int, tuple[float, float]] | None = None
 
 
 class Epochs(NamedTuple):
@@ -71,8 +78,9 @@ def chart(
     if not lines:
         return Html("")
     seen = [value for line in lines for value in line.values.values()]
-    seen += [bound for bounds in (window or {}).values() for bound in bounds]
-    ticks = _ticks(min([*seen, 0.0] if from_zero else seen), max([*seen, 0.0] if from_zero else seen))
+    for surface in (window or {}, *(line.band or {} for line in lines)):
+        seen += [bound for bounds in surface.values() for bound in bounds]
+    ticks = round_ticks(min([*seen, 0.0] if from_zero else seen), max([*seen, 0.0] if from_zero else seen))
     low, high = ticks[0], ticks[-1]
 
     def y(value: float) -> float:
@@ -83,6 +91,10 @@ def chart(
         _stages(epochs),
         _grid(epochs, {tick: y(tick) for tick in ticks}),
         _window(epochs, {epoch: (y(least), y(most)) for epoch, (least, most) in (window or {}).items()}),
+        *(
+            _band(epochs, {e: (y(a), y(b)) for e, (a, b) in (line.band or {}).items()}, i)
+            for i, line in enumerate(lines)
+        ),
         *(_mark(epochs.x(epoch), text) for epoch, text in marks),
         *(_curve(epochs, {e: y(v) for e, v in line.values.items()}, index) for index, line in enumerate(lines)),
         _values(epochs, lines, unit),
@@ -112,8 +124,8 @@ def _latest(line: Line) -> str:
     return figure(line.values[max(line.values)])
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Return about five round numbers, the first and last of which enclose the values."""
+def round_ticks(low: float, high: float) -> list[float]:
+    """Return about five round numbers, the first and last of which enclose two values."""
     if high <= low:
         margin = 0.1 * abs(low)
         low, high = (low - margin, high + margin) if margin else (0.0, 1.0)
@@ -175,6 +187,15 @@ def _window(epochs: Epochs, bounds: Mapping[int, tuple[float, float]]) -> Html:
     upper = [point for e, (_, y) in sorted(bounds.items()) for point in ((epochs.x(e), y), (epochs.x(e + 1), y))]
     lower = [point for e, (y, _) in sorted(bounds.items()) for point in ((epochs.x(e), y), (epochs.x(e + 1), y))]
     return tag("path", d=_path([*upper, *reversed(lower)]) + "z", class_="window")
+
+
+def _band(epochs: Epochs, bounds: Mapping[int, tuple[float, float]], index: int) -> Html:
+    if len(bounds) < 2:
+        return Html("")
+    rows = sorted(bounds.items())
+    upper = [(epochs.x(epoch + 0.5), y) for epoch, (_, y) in rows]
+    lower = [(epochs.x(epoch + 0.5), y) for epoch, (y, _) in rows]
+    return tag("path", d=_path([*upper, *reversed(lower)]) + "z", class_=f"band {_colour(index)}")
 
 
 def _curve(epochs: Epochs, rows: Mapping[int, float], index: int) -> Html:

@@ -75,9 +75,15 @@ def folded(title: str, *children: str | None) -> Html:
     return tag("details", tag("summary", title), body) if body else body
 
 
-def page(title: str, *body: str | None) -> Html:
-    """Return a whole page, which loads nothing and runs nothing."""
-    style = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
+def page(title: str, *body: str | None, style: str = "") -> Html:
+    """Return a whole page, which loads nothing and runs nothing.
+
+    Args:
+        title: of the page.
+        body: what stands on it.
+        style: CSS, after that which all pages share.
+    """
+    style = (Path(__file__).parent / "report.css").read_text(encoding="utf-8") + style
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     head = (
         Html('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from detectors.ablation.probe_record import Alignment, ProbeFigures, ProbeRecord
-from detectors.ablation.probe_table import Sheet, lines_of, notes_of, sheets_of
+from detectors.ablation.probe_table import lines_of, notes_of, sheets_of
 
 
 def record(arm: str, seed: int | None, right: float, cka: float | None = None, **figures: object) -> ProbeRecord:
@@ -69,12 +69,6 @@ def test_tables_show_classes_right_and_cka() -> None:
         ("gam", "4", "0.600 ± 0.216", "+0.100 [+0.100, +0.100]", "0.100", "0.610"),
         ("untrained", "1", "0.200", "-0.100", "0.100", "0.210"),
     )
-
-
-def test_tables_become_markdown_and_text() -> None:
-    sheet = Sheet("A title", ("arm", "right"), (("a|b", "1.0"), ("c", "2.0")))
-    assert sheet.markdown() == "## A title\n\n| arm | right |\n|---|---:|\n| a\\|b | 1.0 |\n| c | 2.0 |\n"
-    assert sheet.rich().row_count == 2
 
 
 def test_what_limits_the_figures_is_said() -> None:

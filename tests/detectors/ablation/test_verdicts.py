@@ -30,14 +30,18 @@ def test_holms_p_decides_and_not_the_interval() -> None:
     assert outcome(contrast([0.9, 1.1, 1.0, 1.2], 0.2)) == "open"
 
 
-def test_no_evidence_is_said_with_what_evidence_would_take() -> None:
-    assert verdict_on_baseline(OPEN) == (
-        "No evidence of a gain: +0.23 AP (95 % interval −1.51 to +1.98, 3 seeds); to show a difference of 0.3 AP takes "
-        "about 120 paired seeds at this spread."
-    )
+def test_verdicts_in_words() -> None:
+    assert verdict_on_baseline(OPEN) == "No evidence of a gain: +0.23 AP (95 % interval −1.51 to +1.98, 3 seeds)."
     assert verdict_on_baseline(GAIN) == "A gain: +1.05 AP (95 % interval +0.84 to +1.26, 4 seeds)."
     assert verdict_on_baseline(LOSS).startswith("A loss: −1.05 AP")
     assert verdict_on_baseline(FEW).startswith("Too few seeds to say: +0.95 AP")
+
+
+def test_an_interval_without_zero_that_is_no_evidence_is_explained() -> None:
+    corrected = contrast([0.9, 1.1, 1.0, 1.2], 0.2)
+    why = "; p is 0.001 alone, but 0.200 after Holm's correction for the number of comparisons."
+    assert verdict_on_baseline(corrected) == f"No evidence of a gain: {in_words(corrected.differences['AP'])}{why}"
+    assert verdict_on_control(corrected).endswith(why)
 
 
 def test_controls_have_words_of_their_own() -> None:
