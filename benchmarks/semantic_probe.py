@@ -3,9 +3,10 @@
     python benchmarks/semantic_probe.py --ablation runs/ablation
     python benchmarks/semantic_probe.py --arm off=runs/off --arm gam=runs/gam/seed_0 --teachers efficientnet_lite0
 
-Students are frozen. Each image of the training set is looked at once, without augmentation; a multinomial logistic
-regression learns the class of every object from the tapped map at its centre, with L2 chosen by cross-validation over
-training images, and is judged on the validation objects. CKA compares that map with the teacher's, cell by cell. Arms
+Students are the detectors that a run leaves, with the weights of its best epoch, frozen. Each image of the training set
+is looked at once, without augmentation; a multinomial logistic regression learns the class of every object from the
+tapped map at its centre, with L2 chosen by cross-validation over training images, and is judged on the validation
+objects. CKA compares that map with the teacher's, cell by cell. Arms
 are compared with the first one, paired by seed. Beside them stand the student before training, the teacher's own map,
 classifiers of shuffled labels, and CKA to the teacher's maps of other images.
 """
@@ -74,11 +75,14 @@ def main(arguments: Sequence[str] | None = None) -> list[ProbeRecord]:
     options = parse_options(Options, arguments, program="semantic_probe.py", description=description)
     console = plain_console()
     runs = options.runs()
-    records = list(probe(runs, options, console))
-    sheets, notes = sheets_of(records), notes_of(records)
     options.output.mkdir(parents=True, exist_ok=True)
-    lines = "".join(record.model_dump_json() + "\n" for record in records)
-    (options.output / LINES).write_text(lines, encoding="utf-8")
+    records = []
+    with (options.output / LINES).open("w", encoding="utf-8") as lines:
+        for record in probe(runs, options, console):
+            lines.write(record.model_dump_json() + "\n")
+            lines.flush()  # a later run that cannot be probed loses none of these
+            records.append(record)
+    sheets, notes = sheets_of(records), notes_of(records)
     page = ["# Does the semantics arrive?\n", *(sheet.markdown() for sheet in sheets), *(f"{note}\n" for note in notes)]
     page.append(f"    {environment.command()}\n")
     (options.output / PAGE).write_text("\n".join(page), encoding="utf-8")

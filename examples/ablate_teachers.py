@@ -13,19 +13,22 @@ setting of `train_rtdetrv4.py` is one here too. The folder receives the runs, `r
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Sequence
 
-import optuna
 from rich.console import Console
 from rich.table import Table
 
-from detectors.ablation.command_line import Asked, parse_ablation
+try:
+    import optuna
+except ModuleNotFoundError:
+    raise SystemExit("error: ablations need Optuna. Run: pip install 'vfmdistill[ablation]'") from None
+
+from detectors.ablation.command_line import Asked, command_of, parse_ablation
 from detectors.ablation.comparison import compare
 from detectors.ablation.crew import run_crew
 from detectors.ablation.estimate import estimate_arms
-from detectors.ablation.gallery import gallery
+from detectors.ablation.gallery import check_reference, gallery
+from detectors.ablation.preflight import check_ablation
 from detectors.ablation.report import write_report
 from detectors.ablation.storage import open_storage
 from detectors.ablation.study import AblationStudy
@@ -43,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     console = plain_console()
     arms = asked.grid.arms(asked.recipe)
+    check_reference(arms, asked.options.reference)
+    check_ablation(asked.recipe, arms)
     if asked.options.dry_run:
         show_plan(asked, console)
         return
@@ -55,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         asked.recipe.model_dump(mode="json"),
         asked.seeds,
         join=asked.options.resume,
-        command=shlex.join(["python", "examples/ablate_teachers.py", *(arguments or sys.argv[1:])]),
+        command=command_of(arguments, "examples/ablate_teachers.py"),
         notes=asked.options.note,
     )
     stopped = run_crew(
@@ -68,10 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     record = study.record()
     if record.records:
-        findings = compare(record)
-        pictures = gallery(record, findings, asked.options.output, reference=asked.options.reference, say=console.print)
+        findings, output = compare(record), asked.options.output
+        page = write_report(record, findings, output)  # what keeps pictures from being made costs only them
+        pictures = gallery(record, findings, output, reference=asked.options.reference, say=console.print)
+        if pictures:
+            write_report(record, findings, output, pictures=pictures)
         console.print(findings.headline, soft_wrap=True)
-        console.print(f"report: {write_report(record, findings, asked.options.output, pictures=pictures)}")
+        console.print(f"report: {page}", soft_wrap=True)
     for missing in record.missing:
         console.print(f"missing: {missing.arm}, seed {missing.seed}: {missing.reason}", soft_wrap=True)
     if stopped is not None:
@@ -92,12 +100,11 @@ def show_plan(asked: Asked, console: Console) -> None:
         step, each = f"{estimate.step_seconds:.2f} s", duration(estimate.seconds)
         table.add_row(arm.name, arm.baseline or "", settings, step, each, duration(whole))
     console.print(table)
-    console.print(
-        f"{len(arms)} arms × {len(asked.seeds)} seeds = {len(arms) * len(asked.seeds)} runs of {asked.recipe.epochs} "
-        f"epochs: {duration(total)} one after the other. {asked.options.workers} at a time take between "
-        f"{duration(total / asked.options.workers)} and that, as they share this machine.",
-        soft_wrap=True,
-    )
+    runs, workers = len(arms) * len(asked.seeds), asked.options.workers
+    said = f"{len(arms)} arms × {len(asked.seeds)} seeds = {runs} runs: {duration(total)} one after the other."
+    if workers > 1:
+        said += f" {workers} at a time take between {duration(total / workers)} and that, as they share this machine."
+    console.print(said, soft_wrap=True)
 
 
 if __name__ == "__main__":

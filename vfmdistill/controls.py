@@ -13,7 +13,10 @@ from vfmdistill.teacher import Teacher, TeacherFeatures
 
 
 class ShuffledTeacher(Teacher):
-    """A teacher whose maps are given to other images of the batch: each image gets that of the one before it.
+    """A teacher whose maps are given to other images of the batch: each image gets that of one half a batch before it.
+
+    Half a batch, because training mixes an image with its neighbour in the batch, whose map would not be another's.
+    From batches of four on, no image gets a map that it has a part in.
 
     All that is left of the teacher is what its maps have in common: their scale, their directions, where things
     usually stand. A student that gains as much from it as from the teacher itself has not gained by semantics.
@@ -25,7 +28,7 @@ class ShuffledTeacher(Teacher):
         self.spec = self.spec.model_copy(update={"name": f"shuffled_{self.spec.name}"})
 
     def forward(self, images: Tensor, grid: tuple[int, int], input_range: InputRange = "unit") -> TeacherFeatures:
-        """Return what `Teacher.forward` does, each image's for the image after it.
+        """Return what `Teacher.forward` does, each image's for another one.
 
         Raises:
             InputError: as `Teacher.forward`, or there is only one image, which could only keep its own.
@@ -36,8 +39,9 @@ class ShuffledTeacher(Teacher):
                 "own map. Take larger batches."
             )
         features = super().forward(images, grid, input_range)
-        summary = None if features.summary is None else features.summary.roll(1, dims=0)
-        return TeacherFeatures(features.map.roll(1, dims=0), summary)
+        half = len(images) // 2
+        summary = None if features.summary is None else features.summary.roll(half, dims=0)
+        return TeacherFeatures(features.map.roll(half, dims=0), summary)
 
 
 def random_teacher(name: str, *, seed: int, **options: Any) -> Teacher:

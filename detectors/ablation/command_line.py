@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +23,8 @@ from .grid import Component, Grid, parse_vary
 _NOT_SHARED = (
     "data", "output", "resume", "seed", "teacher", "teacher_weights", "teacher_control", "workers", "dry_run",
 )  # fmt: skip
+# Options whose values may hold commas; each is given as often as there are values.
+_WITH_COMMAS = ("--vary", "--skip", "--note")
 
 
 class AblationOptions(BaseModel):
@@ -36,9 +42,9 @@ class AblationOptions(BaseModel):
     )
     controls: list[str] = Field([], description="random:TEACHER, shuffled:TEACHER: teachers that must not help")
     vary: list[str] = Field([], description="FIELD=VALUE,VALUE: any field of the recipe, projector=linear,mlp")
-    skip: list[str] = Field([], description="arms to leave out, by the names that --dry-run shows")
-    seeds: int = Field(5, ge=1, description="runs of every arm, each with a seed of its own")
-    first_seed: int = Field(0, ge=0, description="the first of them")
+    skip: list[str] = Field([], description="an arm to leave out, by the name that --dry-run shows; again for another")
+    seeds: int = Field(5, ge=1, le=100_000, description="runs of every arm, each with a seed of its own")
+    first_seed: int = Field(0, ge=0, lt=2**31 - 100_000, description="the first of them")
     study: str = Field("ablation", description="name of the study in the storage")
     storage: str | None = Field(
         None, description="sqlite:///FILE, or postgresql://… for many machines; None: study.db in the output folder"
@@ -67,7 +73,13 @@ class Asked(NamedTuple):
 
     @property
     def storage(self) -> str:
-        """URL of the storage."""
+        """URL of the storage.
+
+        Raises:
+            InputError: the name of the output folder cannot stand in one.
+        """
+        if self.options.storage is None and "?" in str(self.options.output):
+            raise InputError(f"output {self.options.output}: a storage's URL ends at '?'; take another name.")
         return self.options.storage or f"sqlite:///{self.options.output / 'study.db'}"
 
 
@@ -90,7 +102,8 @@ def parse_ablation(arguments: Sequence[str] | None = None, *, program: str, desc
         name: (field.annotation, field) for name, field in Recipe.model_fields.items() if name not in _NOT_SHARED
     }
     model = create_model("Options", __base__=AblationOptions, **shared)
-    parsed = parse_options(model, arguments, program=program, description=description, none="null")
+    words = _whole(sys.argv[1:] if arguments is None else arguments)
+    parsed = parse_options(model, words, program=program, description=description, none="null")
     given = parsed.model_dump(exclude_unset=True)
     own = AblationOptions.model_validate({key: value for key, value in given.items() if key not in shared})
     settings = read_settings(own.config)
@@ -101,7 +114,11 @@ def parse_ablation(arguments: Sequence[str] | None = None, *, program: str, desc
     fixed |= {key: value for key, value in given.items() if key in shared}
     name = fixed.pop("model", "rtdetrv4_s")
     recipe = recipe_for(name, **fixed, data=own.data, output=own.output, workers=own.loading_workers, dry_run=False)
-    teachers = own.teachers or ([] if own.controls else [str(teacher or recipe.teacher)])
+    teachers = own.teachers or ([str(teacher)] if teacher else [])
+    if not teachers and not own.controls:
+        if recipe.teacher is None:
+            raise InputError(f"{name} has no teacher of its own: name some by --teachers, or controls by --controls.")
+        teachers = [recipe.teacher]
     grid = Grid(
         teachers=tuple(name.replace("+", ",") for name in teachers),
         files=dict(_file(text) for text in files),
@@ -111,6 +128,36 @@ def parse_ablation(arguments: Sequence[str] | None = None, *, program: str, desc
         skip=tuple(own.skip),
     )
     return Asked(own, recipe, grid)
+
+
+def command_of(arguments: Sequence[str] | None, program: str) -> str:
+    """Return the command line for the report: what begins the study, without a password."""
+    words = ["python", program]
+    for word in sys.argv[1:] if arguments is None else arguments:
+        if word == "--resume":
+            continue
+        option, equals, value = word.partition("=")
+        if option == "--storage" and equals:
+            word = f"--storage={_without_password(value)}"
+        words.append(_without_password(word) if words[-1] == "--storage" else word)
+    return shlex.join(words)
+
+
+def _without_password(url: str) -> str:
+    return re.sub(r"(://[^/@:]*):[^@]*@", r"\1:***@", url)
+
+
+def _whole(words: Sequence[str]) -> list[str]:
+    """Write the values of options that may hold commas as JSON, so that they are not taken apart there."""
+    whole: list[str] = []
+    for word in words:
+        option, equals, value = word.partition("=")
+        if equals and option in _WITH_COMMAS:
+            word = f"{option}={json.dumps([value])}"
+        elif whole and whole[-1] in _WITH_COMMAS:
+            word = json.dumps([word])
+        whole.append(word)
+    return whole
 
 
 def _file(text: str) -> tuple[str, Path]:

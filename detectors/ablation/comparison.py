@@ -11,7 +11,7 @@ from .findings import ArmSummary, Contrast, Difference, Findings
 from .headline import headline
 from .record import AblationRecord, TrialRecord
 from .statistics import holm, paired_difference, seeds_needed
-from .verdicts import verdict_on_baseline, verdict_on_control
+from .verdicts import FEWEST, verdict_on_baseline, verdict_on_control
 
 METRICS = ("AP", "AP50", "AP75")
 SCOPE = (
@@ -78,7 +78,7 @@ def _contrast(arm: str, other: str, runs: Mapping[str, _Runs]) -> Contrast | Non
         differences=differences,
         per_class=_class_differences(runs[arm], runs[other]),
         p_holm=differences["AP"].p,  # before the correction, which needs all of them
-        seeds_needed=None if deviation is None else seeds_needed(deviation, RESOLVED),
+        seeds_needed=None if deviation is None else max(FEWEST, seeds_needed(deviation, RESOLVED)),
         verdict="",
     )
 

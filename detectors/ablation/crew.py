@@ -11,6 +11,7 @@ from rich.console import Console
 
 from detectors.training.recipe import Recipe
 
+from .grid import check_arm
 from .progress import watch
 from .study import AblationStudy
 from .worker import Worker, places
@@ -61,12 +62,13 @@ def run_crew(
             failures.append(error)
             stop.set()
 
+    epochs = {name: check_arm(recipe, arm).epochs for name, arm in study.arms.items()}
     crew = [
         Worker(study, recipe, root, place, stop, say, keep_checkpoints=keep_checkpoints)
         for place in places(workers, recipe)
     ]
     threads = [threading.Thread(target=work, args=(worker,)) for worker in crew]
-    watcher = threading.Thread(target=watch, args=(study, recipe.epochs, console, over), daemon=True)
+    watcher = threading.Thread(target=watch, args=(study, epochs, console, over), daemon=True)
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         for thread in (*threads, watcher):

@@ -25,7 +25,7 @@ class Difference:
         mean: of them.
         deviation: their standard deviation (n − 1); None of a single one.
         t: 95 % interval of the mean after Student; None of a single one.
-        bootstrap: 95 % interval by resampling the seeds; None of a single one.
+        bootstrap: 95 % interval by resampling the seeds; None of fewer than four.
         p: two-sided p of the paired t test; None of a single one.
     """
 
@@ -67,8 +67,8 @@ class Contrast:
         differences: of "AP", "AP50" and "AP75".
         per_class: mean difference of each class that both measured.
         p_holm: p of the difference in AP after Holm's correction over all arms of the ablation; None of one seed.
-        seeds_needed: paired seeds that would show a difference of 0.3 AP at the seen spread (two-sided 5 %, power
-            80 %); None of one seed.
+        seeds_needed: paired seeds that would show a difference of 0.3 AP at the seen spread in a single comparison
+            (two-sided 5 %, power 80 %), at least as many as a verdict takes; None of one seed.
         verdict: one sentence about AP.
     """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from detectors.training.snapshot import PRETRAINED
 from detectors.training.teaching import build_teachers
 from vfmdistill.errors import DistillError, InputError
 
+from .arms import Arm
 from .findings import Findings
 from .pictures import Example, Picture, detection_pictures, feature_picture
 from .probe_features import evenly, tap_reader
@@ -39,8 +40,8 @@ def gallery(
 ) -> list[Picture]:
     """Return pictures of an arm beside its baseline: features with the teacher's, and detections that changed.
 
-    They are made from the smallest seed that both have and whose trained detectors lie in the folder. Why there are no
-    pictures is said: they are no reason to lose the report.
+    They are made from the smallest seed that both have and whose trained detectors, those of the best epoch, lie in the
+    folder. Why there are no pictures is said.
 
     Args:
         record: the ablation.
@@ -52,6 +53,7 @@ def gallery(
     Raises:
         InputError: `reference` is no arm with a teacher.
     """
+    check_reference(record.arms, reference)
     chosen = _chosen(record, findings, reference)
     if chosen is None:
         say("no pictures: no arm with a teacher shares a seed with its baseline.")
@@ -67,12 +69,16 @@ def gallery(
         return []
 
 
+def check_reference(arms: Sequence[Arm], reference: str | None) -> None:
+    """Raise an InputError if `reference` is neither None nor an arm with a teacher."""
+    taught = [arm.name for arm in arms if arm.baseline is not None]
+    if reference is not None and reference not in taught:
+        raise InputError(f"there is no arm {reference!r} with a teacher; expected one of {', '.join(taught)}.")
+
+
 def _chosen(record: AblationRecord, findings: Findings, reference: str | None) -> tuple[str, str] | None:
     """Return the names of the baseline and of the arm beside it."""
     by_arm = {contrast.arm: contrast for contrast in findings.contrasts}
-    taught = [arm.name for arm in record.arms if arm.baseline is not None]
-    if reference is not None and reference not in taught:
-        raise InputError(f"there is no arm {reference!r} with a teacher; expected one of {', '.join(taught)}.")
     kinds = {arm.name: arm.kind for arm in record.arms}
     methods = [contrast for contrast in findings.contrasts if kinds[contrast.arm] == "method"]
     best = max(methods, key=lambda contrast: contrast.differences["AP"].mean, default=None)
@@ -109,17 +115,18 @@ def _detections(pair: tuple[TrialRecord, TrialRecord], root: Path) -> list[Pictu
     first, second = (
         Predictor(_open(run, root), input_size=recipe.input_size, threshold=THRESHOLD, deploy=False) for run in pair
     )
-    examples = []
-    for index in range(len(data)):
-        image, target = data.load(index)
-        pixels = image.as_subclass(Tensor)
-        found = [
-            {"scores": each.scores, "labels": each.labels, "boxes": each.boxes}
-            for each in (first(pixels), second(pixels))
-        ]
-        truth = {"labels": target["labels"], "boxes": target["boxes"].as_subclass(Tensor)}
-        examples.append(Example(pixels, truth, *found))
-    return detection_pictures(examples, (pair[0].arm, pair[1].arm), data.class_names, THRESHOLD)
+
+    def examples() -> Iterator[Example]:
+        for index in range(len(data)):
+            image, target = data.load(index)
+            pixels = image.as_subclass(Tensor)
+            found = [
+                {"scores": each.scores, "labels": each.labels, "boxes": each.boxes}
+                for each in (first(pixels), second(pixels))
+            ]
+            yield Example(pixels, {"labels": target["labels"], "boxes": target["boxes"].as_subclass(Tensor)}, *found)
+
+    return detection_pictures(examples(), (pair[0].arm, pair[1].arm), data.class_names, THRESHOLD)
 
 
 def _open(run: TrialRecord, root: Path) -> detectors.Detector:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from detectors.training.recipe import Recipe, sentences
+from detectors.training.recipe import OF_PLACE, Recipe, sentences
 from vfmdistill.errors import InputError, unknown_name
 
 from .arms import Arm
@@ -26,8 +26,10 @@ _OF_TEACHING = frozenset(
         *(name for name in Recipe.model_fields if name.startswith("teacher")),
     }
 )  # fmt: skip
-# The grid's own: it says which teacher an arm has, and each run has a seed and a folder of its own.
-_OWN = frozenset({"teacher", "teacher_weights", "teacher_control", "seed", "output", "resume"})
+# Fields that are not read where λ is fixed.
+_OF_GAM = frozenset({"rho", "delta", "distill_default_weight"})
+# The grid's own: it says which teacher an arm has, and each run has a seed and a place of its own.
+_OWN = OF_PLACE | {"teacher", "teacher_weights", "teacher_control", "seed"}
 
 
 class Grid(BaseModel):
@@ -38,9 +40,10 @@ class Grid(BaseModel):
         files: local weights by name of the teacher.
         components: ``"off"``: no teacher; ``"fixed"``: the injector (DSI) with a fixed λ, the recipe's
             `distill_weight`; ``"gam"``: λ moved by GAM, with the recipe's ρ, or ``"auto"`` where that is ``"fixed"``.
-        controls: ``"random:TEACHER"`` (random weights) and ``"shuffled:TEACHER"`` (maps of other images), with GAM.
+        controls: ``"random:TEACHER"`` (random weights) and ``"shuffled:TEACHER"`` (maps of other images), with GAM
+            where that is among the components.
         vary: values of other recipe fields, by field; every arm is taken with every combination. Fields that only
-            concern the teaching leave the arm without a teacher as it is.
+            concern the teaching leave the arm without a teacher as it is, and those of GAM the arms with a fixed λ.
         skip: names of arms to leave out.
     """
 
@@ -67,19 +70,20 @@ class Grid(BaseModel):
             raise InputError(f"components {', '.join(self.components) or 'none'}: add 'off', which the others are "
                              "compared with.")  # fmt: skip
         methods = [(name, part, None) for name in self.teachers for part in ("fixed", "gam") if part in self.components]
-        controls = [(name, "gam", kind) for kind, name in map(_control, self.controls)]
+        part_of_controls = "fixed" if "fixed" in self.components and "gam" not in self.components else "gam"
+        controls = [(name, part_of_controls, kind) for kind, name in map(_control, self.controls)]
         if not methods and not controls:
             raise InputError("nothing to compare with 'off': name --teachers, and 'fixed' or 'gam' as components.")
         unused = self.files.keys() - {name for name, _, _ in (*methods, *controls)}
         if unused:
             raise InputError(f"weights for {', '.join(sorted(unused))}, which is no teacher of this grid.")
+        if "fixed" in self.vary.get("rho", ()):
+            raise InputError("vary rho: 'fixed' is a component; name it in --components, and other values of rho here.")
         varied = [dict(zip(self.vary, values, strict=True)) for values in itertools.product(*self.vary.values())]
-        of_students = [{key: value for key, value in some.items() if key not in _OF_TEACHING} for some in varied]
-        arms = [self._off(some) for some in _unique(of_students)]
-        for (name, part, kind), (some, without) in itertools.product(
-            (*methods, *controls), zip(varied, of_students, strict=True)
-        ):
-            arms.append(self._taught(name, part, kind, some, without, recipe))
+        arms = [self._off(some) for some in _without(_OF_TEACHING, varied)]
+        for name, part, kind in (*methods, *controls):
+            for some in varied if part == "gam" else _without(_OF_GAM, varied):
+                arms.append(self._taught(name, part, kind, some, recipe))
         for name in self.skip:
             if name not in {arm.name for arm in arms}:
                 raise unknown_name("arm to skip", name, [arm.name for arm in arms])
@@ -96,8 +100,11 @@ class Grid(BaseModel):
             if folder in folders:
                 raise InputError(f"the arms {folders[folder]} and {arm.name} have the same folder; leave out one.")
             folders[folder] = arm.name
+        twins: dict[str, str] = {}
         for arm in arms:
-            check_arm(recipe, arm)
+            twin = twins.setdefault(check_arm(recipe, arm).model_dump_json(), arm.name)
+            if twin != arm.name:
+                raise InputError(f"the arms {twin} and {arm.name} are one: leave out one of the values.")
         return arms
 
     def _off(self, some: Mapping[str, Any]) -> Arm:
@@ -109,7 +116,6 @@ class Grid(BaseModel):
         part: str,
         kind: str | None,
         some: Mapping[str, Any],
-        without: Mapping[str, Any],
         recipe: Recipe,
     ) -> Arm:
         rho: Any = "fixed" if part == "fixed" else ("auto" if recipe.rho == "fixed" else recipe.rho)
@@ -122,7 +128,7 @@ class Grid(BaseModel):
             name=_name(f"{name}+{part}" if kind is None else f"{kind}:{name}+{part}", some),
             kind="method" if kind is None else "control",
             settings=settings | dict(some),
-            baseline=_name("off", without),
+            baseline=_name("off", *_without(_OF_TEACHING, [some])),
             control_of=None if kind is None else _name(f"{name}+{part}", some),
         )
 
@@ -142,17 +148,18 @@ def check_arm(recipe: Recipe, arm: Arm, **fields: Any) -> Recipe:
 def parse_vary(texts: Sequence[str]) -> dict[str, tuple[Any, ...]]:
     """Return values by recipe field of ``"FIELD=VALUE,VALUE"``; a group before the field, ``injector.``, says nothing.
 
-    Values are read as JSON where they are JSON (numbers, true, null), else as words.
+    Values are read as JSON where they are JSON (numbers, true, null, [1,2]), else as words.
 
     Raises:
         InputError: a text has another form, a field is given twice, or is the grid's own.
         UnknownNameError: there is no such field.
     """
     vary: dict[str, tuple[Any, ...]] = {}
-    for text in _whole(texts):
+    for text in texts:
         key, equals, values = text.partition("=")
         field = key.strip().rpartition(".")[2].replace("-", "_")
-        if not equals or not field or not all(value.strip() for value in values.split(",")):
+        found = _values(values)
+        if not equals or not field or not found or "" in found:
             raise InputError(f"vary {text!r}; expected FIELD=VALUE,VALUE.")
         if field not in Recipe.model_fields:
             raise unknown_name("recipe field", field, Recipe.model_fields)
@@ -160,7 +167,7 @@ def parse_vary(texts: Sequence[str]) -> dict[str, tuple[Any, ...]]:
             raise InputError(f"vary {field}: that is what the grid itself sets; use --teachers, --controls or --seeds.")
         if field in vary:
             raise InputError(f"vary {field} is given twice; give all its values at once.")
-        vary[field] = tuple(_value(value.strip()) for value in values.split(","))
+        vary[field] = found
     return vary
 
 
@@ -169,15 +176,11 @@ def folder_of(arm: str, seed: int) -> Path:
     return Path(re.sub(r"[^\w.+=,-]", "_", arm)) / f"seed_{seed}"
 
 
-def _whole(texts: Sequence[str]) -> list[str]:
-    """Put together what a command line took apart at its commas."""
-    whole: list[str] = []
-    for text in texts:
-        if "=" in text or not whole:
-            whole.append(text)
-        else:
-            whole[-1] += f",{text}"
-    return whole
+def _values(text: str) -> tuple[Any, ...]:
+    try:
+        return tuple(json.loads(f"[{text}]"))
+    except ValueError:  # words, or words among others
+        return tuple(_value(part.strip()) for part in re.split(r",(?![^\[]*\])", text))
 
 
 def _value(text: str) -> Any:
@@ -195,8 +198,11 @@ def _control(text: str) -> tuple[str, str]:
 
 
 def _name(name: str, some: Mapping[str, Any]) -> str:
-    return ",".join([name, *(f"{key}={value}" for key, value in some.items())])
+    words = (f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in some.items())
+    return ",".join([name, *words])
 
 
-def _unique(some: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [one for index, one in enumerate(some) if one not in some[:index]]
+def _without(fields: Container[str], varied: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return what is left without some fields, once each."""
+    left = [{key: value for key, value in some.items() if key not in fields} for some in varied]
+    return [some for index, some in enumerate(left) if some not in left[:index]]

@@ -39,7 +39,13 @@ def _of_controls(kinds: Mapping[str, str], by_arm: Mapping[str, Contrast], contr
         method = by_arm.get(pair.arm) if pair is not None else None
         gains = outcome(control) == "gain"
         if pair is None or method is None:
-            if gains:
+            best = _best([by_arm[arm] for arm in by_arm if kinds[arm] == "method"])
+            if best is not None and control.differences["AP"].mean >= best.differences["AP"].mean:
+                theirs = signed(best.differences["AP"].mean)
+                sentences.append(
+                    f"The control {name} does as well as any method: {own} AP against {theirs} of {best.arm}."
+                )
+            elif gains:
                 sentences.append(f"The control {name} gains: {in_words(control.differences['AP'])}.")
             continue
         theirs = signed(method.differences["AP"].mean)
@@ -58,18 +64,18 @@ def _of_controls(kinds: Mapping[str, str], by_arm: Mapping[str, Contrast], contr
 
 def _of_methods(kinds: Mapping[str, str], contrasts: Sequence[Contrast], controls: Sequence[Contrast]) -> str:
     methods = [contrast for contrast in contrasts if kinds[contrast.arm] == "method"]
-    if not methods:
-        return "No method was compared."
-    best = max(methods, key=lambda contrast: contrast.differences["AP"].mean)
-    shown = [contrast for contrast in methods if outcome(contrast) == "gain"]
-    if not shown:
+    best = _best([contrast for contrast in methods if outcome(contrast) == "gain"])
+    if best is None:
+        best = _best(methods)
+        if best is None:
+            return "No method was compared."
         sentence = f"No method shows a gain. The best is {best.arm}. {best.verdict}"
         if best.seeds_needed is not None:
             sentence += (
-                f" To show a difference of 0.3 AP takes about {best.seeds_needed:,} paired seeds at this spread."
+                f" To show a difference of 0.3 AP takes about {best.seeds_needed:,} paired seeds at this spread, "
+                "with a power of 80 %."
             )
         return sentence
-    best = max(shown, key=lambda contrast: contrast.differences["AP"].mean)
     sentence = f"{best.arm} gains {in_words(best.differences['AP'])} over {best.other}."
     pairs = [pair for pair in controls if pair.arm == best.arm]
     if any(outcome(pair) != "gain" for pair in pairs):
@@ -77,3 +83,7 @@ def _of_methods(kinds: Mapping[str, str], contrasts: Sequence[Contrast], control
     elif not pairs:
         sentence += " It has no control of its own."
     return sentence
+
+
+def _best(contrasts: Sequence[Contrast]) -> Contrast | None:
+    return max(contrasts, key=lambda contrast: contrast.differences["AP"].mean, default=None)

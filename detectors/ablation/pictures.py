@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from .changes import changes
 _SIDE = 560  # pixels along the longer side of an image with detections
 _QUALITY = 85  # of JPEG
 _EACH = 2  # images of every kind of change
+_KINDS = {"found": "Newly found by", "lost": "No longer found by", "wrong": "Newly wrong in"}
 
 
 @dataclass(frozen=True)
@@ -74,39 +76,40 @@ def feature_picture(images: Sequence[Tensor], maps: Mapping[str, Tensor]) -> Pic
 
 
 def detection_pictures(
-    examples: Sequence[Example], names: tuple[str, str], class_names: Sequence[str], threshold: float
+    examples: Iterable[Example], names: tuple[str, str], class_names: Sequence[str], threshold: float
 ) -> list[Picture]:
     """Return the images in which two detectors differ most: newly found, no longer found, and newly wrong.
 
     Args:
-        examples: all images of the validation set.
+        examples: all images of the validation set, which are looked at one after the other; few are kept.
         names: of the two detectors.
         class_names: name of each label.
         threshold: lowest score of a detection.
     """
-    found = [changes(each.truth, each.first, each.second, threshold) for each in examples]
-    total = {kind: sum(len(getattr(each, kind)) for each in found) for kind in ("found", "lost", "wrong", "righted")}
-    objects = sum(len(each.truth["labels"]) for each in examples)
+    total, objects = Counter[str](), 0
+    shown: dict[str, list[tuple[tuple[int, ...], Example]]] = {kind: [] for kind in _KINDS}
+    for example in examples:
+        objects += len(example.truth["labels"])
+        found = asdict(changes(example.truth, example.first, example.second, threshold))
+        total.update({kind: len(some) for kind, some in found.items()})
+        for kind, most in shown.items():
+            if found[kind]:
+                most.append((found[kind], example))
+                most.sort(key=lambda pair: len(pair[0]), reverse=True)
+                del most[_EACH:]
     summary = (
         f"Of all {objects} validation objects, {total['found']} are found only by {names[1]} and {total['lost']} only "
         f"by {names[0]}; {total['wrong']} wrong detections are made only by {names[1]}, {total['righted']} only by "
-        f"{names[0]}. Scores from {threshold:g}, IoU from 0.5. One seed: the tables have all."
+        f"{names[0]}. Scores from {threshold:g}, IoU from 0.5. Of one seed, with the weights of its best epoch: the "
+        "tables have all seeds, and the last epoch."
     )
-    kinds = {
-        "found": f"Newly found by {names[1]}",
-        "lost": f"No longer found by {names[1]}",
-        "wrong": f"Newly wrong in {names[1]}",
-    }
     pictures = []
-    for kind, title in kinds.items():
-        places: list[tuple[int, ...]] = [getattr(each, kind) for each in found]
-        most = sorted(zip(places, examples, strict=True), key=lambda pair: len(pair[0]), reverse=True)
-        for which, example in most[:_EACH]:
-            if not which:
-                continue
+    for kind, most in shown.items():
+        for which, example in most:
             labels = (example.second if kind == "wrong" else example.truth)["labels"][list(which)]
             what = ", ".join(class_names[label] for label in labels.tolist())
-            pictures.append(Picture(f"{title}: {what}", summary, _panels(example, names, class_names, threshold)))
+            title = f"{_KINDS[kind]} {names[1]}: {what}"
+            pictures.append(Picture(title, summary, _panels(example, names, class_names, threshold)))
             summary = ""
     return pictures
 

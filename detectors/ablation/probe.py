@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import vfmdistill
 from detectors.data.coco import CocoDataset
@@ -67,10 +67,6 @@ class SemanticProbe:
         self._device = device
         self._teachers = dict(teachers)
         self._read: dict[tuple[str, tuple[int, int]], tuple[Readout, Readout]] = {}
-
-    def images(self) -> Iterator[Tensor]:
-        """Yield the training images in batches (N, 3, H, W)."""
-        return (images for images, _ in self._train)
 
     def student(self, student: nn.Module) -> tuple[ProbeFigures, dict[str, Alignment]]:
         """Return what is found at a student's tap, and how alike that is to every teacher; it is left as it was.

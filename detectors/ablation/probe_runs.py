@@ -19,6 +19,9 @@ from detectors.training.run_file import NAME
 from detectors.training.snapshot import PRETRAINED
 from vfmdistill.errors import InputError
 
+from .grid import folder_of
+from .report import LINES, read_record
+
 
 @dataclass(frozen=True)
 class ProbedRun:
@@ -96,14 +99,24 @@ def runs_of(arm: str, folder: Path) -> list[ProbedRun]:
 def runs_of_ablation(folder: Path) -> list[ProbedRun]:
     """Return the runs of an ablation, FOLDER/ARM/seed_N; arms without a teacher come first.
 
+    Arms have the names of its records, where it has been reported, else those of their folders.
+
     Raises:
-        InputError: there is none, or one is not finished.
+        InputError: there is none, one is not finished, or there are several arms without a teacher.
     """
     arms = sorted({path.parent for path in folder.glob("*/seed_*") if path.is_dir()})
     if not arms:
         raise InputError(f"{folder} holds no runs in folders ARM/seed_N; expected the output folder of an ablation.")
-    by_arm = [runs_of(path.name, path) for path in arms]
+    known = read_record(folder / LINES).arms if (folder / LINES).is_file() else []
+    names = {folder_of(arm.name, 0).parent.name: arm.name for arm in known}
+    by_arm = [runs_of(names.get(path.name, path.name), path) for path in arms]
     by_arm.sort(key=lambda runs: runs[0].settings.get("teacher") is not None)
+    plain = [runs[0].arm for runs in by_arm if runs[0].settings.get("teacher") is None]
+    if len(plain) > 1:
+        raise InputError(
+            f"{folder} has several arms without a teacher: {', '.join(plain)}. Name what is compared by --arm "
+            "NAME=FOLDER, the one that others are compared with first."
+        )
     return [run for runs in by_arm for run in runs]
 
 
@@ -126,8 +139,9 @@ def check_seeds(runs: Iterable[ProbedRun]) -> None:
     """Raise an InputError if an arm has a seed twice: runs are paired by it."""
     seen: dict[tuple[str, int], Path] = {}
     for run in runs:
-        twin = seen.setdefault((run.arm, run.seed), run.folder)
-        if twin != run.folder:
+        twin = seen.get((run.arm, run.seed))
+        if twin is not None:
             raise InputError(
                 f"arm {run.arm} has seed {run.seed} twice: {twin} and {run.folder}; expected one run a seed."
             )
+        seen[run.arm, run.seed] = run.folder

@@ -101,7 +101,7 @@ def notes_of(records: Sequence[ProbeRecord]) -> list[str]:
     notes = [
         f"{figures.train_objects} training objects, {figures.objects} validation objects, maps of {rows} × {columns} "
         f"cells; guessing gets {100 * figures.chance:.1f} % right. Intervals are Student's, over paired seeds: they do "
-        "not tell what other validation objects would have given."
+        "not tell what other validation objects would have given. Students have the weights of their best epoch."
     ]
     first = {record.seed for record in records if record.arm == records[0].arm}
     seeds: dict[str, set[int]] = {}

@@ -54,7 +54,7 @@ def read_record(path: Path) -> AblationRecord:
         InputError: there is no such file, or it is none of these.
     """
     try:
-        head, *runs = path.read_text(encoding="utf-8").splitlines()
+        head, *runs = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
         return AblationRecord(**json.loads(head), records=[TrialRecord.model_validate_json(run) for run in runs])
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error}); expected the {LINES} of an ablation.") from None

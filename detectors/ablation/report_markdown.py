@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from html import escape
 
 from . import report_tables as tables
 from .comparison import SCOPE
@@ -24,7 +25,7 @@ def report_markdown(record: AblationRecord, findings: Findings) -> str:
     ]
     differences, controls = tables.difference_sheets(findings)
     parts = [
-        f"# {record.name}\n",
+        f"# {escape(record.name, quote=False)}\n",
         f"**{findings.headline}**\n",
         f"{SCOPE}\n",
         "\n".join([*verdicts, ""]),

@@ -35,6 +35,9 @@ def paired_difference(values: Mapping[int, float], others: Mapping[int, float]) 
     mean = float(numbers.mean())
     if len(numbers) == 1:
         return Difference(differences, mean)
+    scale = max(abs(some[seed]) for seed in differences for some in (values, others))
+    if _deviation(numbers) <= 1e-12 * scale:
+        numbers = np.full_like(numbers, mean)  # equal but for rounding
     deviation = _deviation(numbers)
     interval = t_interval(numbers.tolist())
     p = float(mean == 0) if deviation == 0 else float(stats.ttest_1samp(numbers, 0.0).pvalue)
@@ -116,9 +119,10 @@ def seeds_needed(deviation: float, difference: float = 0.3, power: float = 0.8, 
             "0, a difference other than 0, and probabilities between 0 and 1."
         )
 
+    if deviation < 1e-6 * abs(difference):  # the noncentral t distribution is not computed so far out
+        return 2
+
     def shows(seeds: int) -> bool:
-        if deviation == 0:
-            return True
         limit = _quantile_t(1 - alpha / 2, seeds - 1)
         shift = abs(difference) / deviation * math.sqrt(seeds)
         missed = stats.nct.cdf(limit, seeds - 1, shift) - stats.nct.cdf(-limit, seeds - 1, shift)

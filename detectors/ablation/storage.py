@@ -53,18 +53,18 @@ def open_storage(url: str, *, heartbeat: int) -> PatientStorage:
     try:
         parsed = make_url(url)
     except ArgumentError:
-        raise InputError(f"storage {url!r} is no URL; expected {_SUPPORTED}.") from None
-    kind = parsed.get_backend_name()
+        raise InputError(f"--storage is no URL; expected {_SUPPORTED}.") from None  # it may hold a password
+    kind, shown = parsed.get_backend_name(), parsed.render_as_string()
     options: dict[str, Any] = {"pool_pre_ping": True}
     if kind == "sqlite":
         if not parsed.database or parsed.database == ":memory:":
-            raise InputError(f"storage {url!r} is no file, which runs could share; expected {_SUPPORTED}.")
+            raise InputError(f"storage {shown} is no file, which runs could share; expected {_SUPPORTED}.")
         options["connect_args"] = {"timeout": 60}
     elif kind == "postgresql":
         if parsed.drivername == "postgresql":  # SQLAlchemy would take psycopg2
             parsed = parsed.set(drivername="postgresql+psycopg")
     else:
-        raise InputError(f"storage {url!r}: {kind}; expected {_SUPPORTED}.")
+        raise InputError(f"storage {shown} is of {kind}; expected {_SUPPORTED}.")
     full = parsed.render_as_string(hide_password=False)
     try:
         # Two that come to an empty database would both make its tables.
@@ -72,9 +72,9 @@ def open_storage(url: str, *, heartbeat: int) -> PatientStorage:
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return PatientStorage(full, engine_kwargs=options, heartbeat_interval=heartbeat, grace_period=3 * heartbeat)
     except ImportError as error:
-        raise InputError(f"storage {url!r}: {error}. Run: pip install 'vfmdistill[ablation]'") from None
+        raise InputError(f"storage {shown}: {error}. Run: pip install 'vfmdistill[ablation]'") from None
     except Exception as error:  # whatever the driver raises
-        raise DistillError(f"cannot open the storage {parsed.render_as_string()}: {_first_line(error)}") from error
+        raise DistillError(f"cannot open the storage {shown}: {_first_line(error)}") from error
 
 
 class Turn:

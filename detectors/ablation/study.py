@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from vfmdistill.errors import DistillError, InputError
 
 from .arms import Arm
+from .plan import check_same_plan
 from .record import AblationRecord, Missing, TrialRecord
 from .storage import PatientStorage, Turn
 
@@ -89,7 +90,8 @@ class AblationStudy:
         with Turn(storage.engine.url, name):
             if not join and name in optuna.get_all_study_names(storage):
                 raise InputError(
-                    f"the storage holds a study {name!r} already: go on with it by --resume, or name another --study."
+                    f"the storage holds a study {name!r} already: go on with it by --resume, or name another --study "
+                    "and --output."
                 )
             self._study = optuna.create_study(
                 study_name=name, storage=storage, direction="maximize", load_if_exists=True
@@ -98,13 +100,18 @@ class AblationStudy:
             if known is None:
                 self._study.set_user_attr("plan", plan)
             else:
-                _check_same(plan, known, name)
-                if notes:
-                    self._study.set_user_attr("plan", {**known, "notes": list(notes)})
-            self.seeds = sorted({*seeds, *self._study.user_attrs.get("seeds", [])})
-            self._study.set_user_attr("seeds", self.seeds)
-            self._study.sampler = GridSampler({"arm": list(self.arms), "seed": self.seeds})
+                check_same_plan(plan, known, name)
+                more = {"command": command} if set(seeds) > set(self._study.user_attrs["seeds"]) else {}
+                if notes or more:
+                    self._study.set_user_attr("plan", known | more | ({"notes": list(notes)} if notes else {}))
+            self._study.set_user_attr("seeds", sorted({*seeds, *self._study.user_attrs.get("seeds", [])}))
             self._queue(again=True)
+
+    @property
+    def seeds(self) -> list[int]:
+        """Of the runs of every arm; other workers may have added some."""
+        seeds: list[int] = self._study.user_attrs["seeds"]
+        return seeds
 
     @property
     def points(self) -> list[Point]:
@@ -186,7 +193,9 @@ class AblationStudy:
             if _TAKEN not in running.user_attrs:  # whoever was about to take it died: it is our turn
                 self._storage.set_trial_state_values(running._trial_id, TrialState.FAIL)
         trials = self.trials()
-        for point in self.points:
+        points = self.points
+        self._study.sampler = GridSampler({"arm": list(self.arms), "seed": self.seeds})
+        for point in points:
             trial = trials.get(point)
             if trial is not None and (trial.state in _LIVE or ("error" in trial.user_attrs and not again)):
                 continue
@@ -201,8 +210,8 @@ class AblationStudy:
     def _place(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Return what the grid sampler notes of a trial: where in its grid it stands."""
         sampler = self._study.sampler
-        space = {"arm": list(self.arms), "seed": self.seeds}
-        for number in range(len(self.points)):
+        space: dict[str, list[Any]] = {"arm": list(self.arms), "seed": self.seeds}
+        for number in range(len(space["arm"]) * len(space["seed"])):
             place = {"grid_id": number, "search_space": space}
             probe = create_trial(state=TrialState.WAITING, system_attrs=place)
             if all(
@@ -234,20 +243,3 @@ def _reason(trial: FrozenTrial | None) -> str:
     if trial.state == TrialState.RUNNING:
         return f"running on {host}"
     return str(trial.user_attrs.get("error", f"stopped on {host}"))
-
-
-def _check_same(plan: Mapping[str, Any], known: Mapping[str, Any], name: str) -> None:
-    """Raise unless arms and recipe are those that the study began with."""
-    arms, others = ({arm["name"]: arm for arm in some["arms"]} for some in (plan, known))
-    different = [f"arm {arm}" for arm in sorted(arms.keys() | others.keys()) if arms.get(arm) != others.get(arm)]
-    recipe, other = plan["recipe"], known["recipe"]
-    different += [
-        f"{field} is {recipe.get(field)!r}, was {other.get(field)!r}"
-        for field in sorted(recipe.keys() | other.keys())
-        if recipe.get(field) != other.get(field)
-    ]
-    if different:
-        raise InputError(
-            f"study {name!r} was begun otherwise: {'; '.join(different)}. Its runs would not be comparable: repeat the "
-            "settings that it began with (only seeds may be added), or name another --study."
-        )

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from detectors.training import Interrupted, assemble
 from detectors.training.monitor import METRICS
-from detectors.training.recipe import Recipe
+from detectors.training.recipe import OF_PLACE, Recipe
 from detectors.training.report_files import RunFiles, class_figures, figure_of
 from detectors.training.snapshot import FOLDER
 from vfmdistill.errors import DistillError, InputError
@@ -27,8 +27,13 @@ from .record import EpochRecord, TrialRecord
 
 RECIPE = "recipe.json"
 LOG = "log.txt"
+BUSY = 75  # exit status where another process works in the folder: come again (EX_TEMPFAIL)
 _LOCK = "run.lock"
 _PATIENCE = 30.0  # seconds in which whoever works in a folder may finish saving
+
+
+class FolderBusy(DistillError):  # noqa: N818 - nothing is wrong
+    """Another process works in a run's folder."""
 
 
 def train(recipe: Recipe) -> None:
@@ -38,7 +43,8 @@ def train(recipe: Recipe) -> None:
         recipe: `output` is the run's folder, which one process at a time may work in; `resume` is decided here.
 
     Raises:
-        InputError: another process works in the folder.
+        FolderBusy: another process works in the folder.
+        InputError: the folder holds a run of another recipe.
         DistillError: whatever the training raises.
     """
     folder = recipe.output
@@ -47,12 +53,30 @@ def train(recipe: Recipe) -> None:
     try:
         with lock.acquire(timeout=_PATIENCE):
             begun = (folder / METRICS).exists() or (folder / FOLDER).exists()
-            if begun and RunFiles(folder).facts.get("finished"):
-                return
+            if begun:
+                run = RunFiles(folder)
+                check_same_recipe(run, recipe)
+                if run.facts.get("finished"):
+                    return
             with assemble(recipe.model_copy(update={"resume": begun})) as trainer:
                 trainer.fit()
     except Timeout:
-        raise InputError(f"another process works in {folder}; wait until it is done, or end it.") from None
+        raise FolderBusy(f"another process works in {folder}; wait until it is done, or end it.") from None
+
+
+def check_same_recipe(run: RunFiles, recipe: Recipe) -> None:
+    """Raise an InputError if a run was begun with settings that would make it another one."""
+    asked = recipe.model_dump(mode="json")
+    different = [
+        f"{name} is {value!r}, was {run.settings[name]!r}"
+        for name, value in asked.items()
+        if name in run.settings and name not in OF_PLACE and run.settings[name] != value
+        and (name, value) != ("batch_size", "auto")  # the run has what was found
+    ]  # fmt: skip
+    if different:
+        raise InputError(
+            f"{run.folder} holds a run of another recipe: {'; '.join(different)}. Give this one another --output."
+        )
 
 
 def record_of(folder: Path, *, arm: str, seed: int, root: Path) -> TrialRecord:
@@ -141,6 +165,9 @@ def main(arguments: list[str]) -> int:
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         return stopped.exit_status
+    except FolderBusy as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BUSY
     except DistillError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

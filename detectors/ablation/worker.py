@@ -15,6 +15,7 @@ from detectors.training.monitor import METRICS
 from detectors.training.recipe import Recipe
 from detectors.training.records import read_lines, replace_text
 from detectors.training.report_files import figure_of
+from vfmdistill.errors import InputError
 
 from . import trial
 from .grid import check_arm, folder_of
@@ -37,11 +38,18 @@ class Place(NamedTuple):
 
 
 def places(workers: int, recipe: Recipe) -> list[Place]:
-    """Share the machine out to workers: its cores in equal parts, its GPUs in turn."""
+    """Share the machine out to workers: its cores in equal parts, its GPUs in turn.
+
+    Raises:
+        InputError: OMP_NUM_THREADS is no number.
+    """
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, cores // workers))
+    given = os.environ.get("OMP_NUM_THREADS")
+    if given and not given.isdecimal():
+        raise InputError(f"OMP_NUM_THREADS is {given!r}; expected one number of threads for every run, or none.")
+    threads = int(given or max(1, cores // workers))
     gpus: list[str] = []
     if recipe.device != "cpu" and workers > 1:
         seen = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -97,6 +105,8 @@ class Worker:
         task.trial.set_user_attr("host", socket.gethostname())
         going_on = (folder / METRICS).exists()
         self._say(f"{name}: {'going on' if going_on else 'begins'} in {folder}")
+        log = folder / trial.LOG
+        begins = log.stat().st_size if log.exists() else 0  # an earlier attempt wrote the rest
         try:
             status = self._train(task, folder)
         except BaseException as error:
@@ -105,8 +115,12 @@ class Worker:
         if self._stop.is_set() and status != 0:
             self._say(f"{name}: stopped, its state is saved")
             raise RunInterrupted(name)
+        if status == trial.BUSY:
+            # Whoever was taken for dead lives: the run waits until it is done.
+            self._say(f"{name}: another process works on it")
+            raise RunInterrupted(name)
         if status != 0:
-            reason = _end_of(folder / trial.LOG)
+            reason = _end_of(log, begins)
             self._say(f"{name}: failed with status {status}: {reason}")
             raise RunFailed(f"status {status}: {reason}")
         record = trial.record_of(folder, arm=task.arm.name, seed=task.seed, root=self._root)
@@ -159,6 +173,7 @@ def _tell(task: Task, folder: Path, told: int) -> int:
     return len(lines)
 
 
-def _end_of(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+def _end_of(log: Path, begins: int) -> str:
+    text = log.read_bytes()[begins:].decode("utf-8", errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return next((line for line in reversed(lines) if line.startswith("error: ")), " / ".join(lines[-_LAST_LINES:]))

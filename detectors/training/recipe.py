@@ -16,6 +16,12 @@ from vfmdistill.errors import InputError, unknown_name
 from .published import PUBLISHED
 from .stages import Stages
 
+# Settings that say where a run takes place, not what it computes
+OF_PLACE = frozenset(
+    {"data", "output", "resume", "device", "workers", "keep_checkpoints", "save_every", "log_every", "tracker",
+     "dry_run", "check_data", "teacher_weights", "teacher_cache", "backbone_weights"}
+)  # fmt: skip
+
 
 class Recipe(BaseModel):
     """One training run. A field that is None follows from `epochs` (see `stages`) or from the model's own row.

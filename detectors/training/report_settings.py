@@ -8,15 +8,11 @@ from typing import Any
 
 from vfmdistill.errors import DistillError
 
-from .recipe import Recipe, recipe_for
+from .recipe import OF_PLACE, Recipe, recipe_for
 from .report_files import RunFiles, figure_of
 from .report_headline import peak_kind
 from .report_markup import Html, folded, join, pairs, section, table, tag
 from .run_text import duration, figure, memory
-
-# Settings that say where a run takes place, not what it computes
-_OWN = {"data", "output", "resume", "device", "workers", "keep_checkpoints", "save_every", "log_every", "tracker",
-        "dry_run", "teacher_weights", "backbone_weights"}  # fmt: skip
 
 
 def bad_steps(run: RunFiles) -> Html:
@@ -113,7 +109,7 @@ def recipe(run: RunFiles) -> Html:
     changed = [
         (name, _written(value), _written(published[name]))
         for name, value in settings.items()
-        if published is not None and name not in _OWN and name in published and published[name] != value
+        if published is not None and name not in OF_PLACE and name in published and published[name] != value
     ]
     if published is None:
         note = None

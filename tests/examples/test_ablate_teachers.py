@@ -101,17 +101,39 @@ def test_a_plan_does_nothing(data: Path, tmp_path: Path) -> None:
     assert process.returncode == 0, process.stderr
     for arm in ("off", "efficientnet_lite0+fixed", "efficientnet_lite0+gam", "shuffled:efficientnet_lite0+gam"):
         assert arm in process.stdout.replace("\n", " ")
-    assert "4 arms × 3 seeds = 12 runs of 1 epochs" in process.stdout
+    assert "4 arms × 3 seeds = 12 runs: " in process.stdout
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--reference", "nosuch"), "there is no arm 'nosuch' with a teacher; expected one of efficientnet_lite0+"),
+        (("--teachers", "efficientnet_lite9"), "unknown teacher 'efficientnet_lite9'"),
+        (("--vary", "rho=auto,fixed"), "vary rho: 'fixed' is a component"),
+        (("--storage", "study.db"), "--storage is no URL"),
+    ],
+)
+def test_what_is_wrong_is_one_line_before_anything_is_trained(
+    words: tuple[str, ...], message: str, data: Path, tmp_path: Path
+) -> None:
+    process = run(data, tmp_path / "out", *words)
+    assert process.returncode == 1
+    assert process.stderr.startswith("error: ")
+    assert message in process.stderr
+    assert len(process.stderr.splitlines()) == 1
+    assert not list((tmp_path / "out").glob("*/seed_*"))
+
+
 def test_arms_that_fail_are_named_and_the_others_reported(data: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"no weights")
     process = run(
-        data, tmp_path / "out", "--components", "off,fixed", "--teacher-weights", "efficientnet_lite0=no/such.pth"
+        data, tmp_path / "out", "--components", "off,fixed", "--teacher-weights", f"efficientnet_lite0={weights}"
     )
     assert process.returncode == 1
     assert "missing: efficientnet_lite0+fixed, seed 0" in process.stdout
-    assert "no/such.pth" in process.stdout
+    assert str(weights) in process.stdout
     assert set(finished(tmp_path / "out")) == {("off", 0)}
     assert page(tmp_path / "out").section("Missing runs").rows()[0][:2] == ["efficientnet_lite0+fixed", "0"]
 

@@ -19,13 +19,22 @@ class Means(nn.Module):
         return blocks, blocks.mean((2, 3))
 
 
-def test_every_image_gets_the_map_of_the_one_before_it() -> None:
-    images = torch.rand(3, 3, 64, 96)
+def test_every_image_gets_the_map_of_the_one_half_a_batch_before_it() -> None:
+    images = torch.rand(4, 3, 64, 96)
     real, shuffled = vfmdistill.Teacher(Means())(images, (2, 3)), ShuffledTeacher(Means())(images, (2, 3))
-    assert torch.equal(shuffled.map, real.map[[2, 0, 1]])
+    assert torch.equal(shuffled.map, real.map[[2, 3, 0, 1]])
     assert real.summary is not None
     assert shuffled.summary is not None
-    assert torch.equal(shuffled.summary, real.summary[[2, 0, 1]])
+    assert torch.equal(shuffled.summary, real.summary[[2, 3, 0, 1]])
+
+
+@pytest.mark.parametrize("size", [4, 5, 8, 9])
+def test_no_image_gets_a_map_that_it_was_mixed_into(size: int) -> None:
+    images = torch.zeros(size, 3, 32, 32)
+    images[:, 0] = torch.arange(size).view(-1, 1, 1) / 16
+    sources = ShuffledTeacher(Means())(images, (1, 1)).map[:, 0, 0, 0].mul(16).round().int().tolist()
+    for image, source in enumerate(sources):
+        assert not {image, (image - 1) % size} & {source, (source - 1) % size}  # mixup takes the image before
 
 
 def test_one_image_could_only_keep_its_own() -> None:
@@ -47,7 +56,7 @@ def test_it_is_attached_like_any_teacher() -> None:
         student.train()(images)
         shuffled = distiller.loss(images)
         maps, wanted = next(iter(distiller.aligned_maps(images).values()))
-    assert torch.equal(wanted, nn.functional.avg_pool2d(images, 32).roll(1, 0))
+    assert torch.equal(wanted, nn.functional.avg_pool2d(images, 32).roll(2, 0))
     assert shuffled.item() == pytest.approx((1 - nn.functional.cosine_similarity(maps, wanted)).mean().item(), rel=1e-5)
 
 

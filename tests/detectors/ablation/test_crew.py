@@ -103,7 +103,9 @@ def test_progress_counts_epochs_over_all_runs(study: AblationStudy) -> None:
 
     def half(task: Task) -> TrialRecord:
         task.trial.set_user_attr("epochs", 2)
-        watcher = threading.Thread(target=watch, args=(study, 4, console, over), kwargs={"poll": 0.05})
+        watcher = threading.Thread(
+            target=watch, args=(study, {"off": 4, "gam": 6}, console, over), kwargs={"poll": 0.05}
+        )
         watcher.start()
         for _ in range(200):
             if "seed 0" in shown.getvalue():
@@ -117,12 +119,12 @@ def test_progress_counts_epochs_over_all_runs(study: AblationStudy) -> None:
     assert study.take(half) == "done"
     assert seen.is_set()
     assert "0 of 4 runs" in shown.getvalue()
-    assert "2/16" in shown.getvalue()
+    assert "2/20" in shown.getvalue()
     assert "off, seed 0" in shown.getvalue()
 
 
 def test_nothing_is_drawn_where_there_is_no_terminal(study: AblationStudy) -> None:
     shown, over = StringIO(), threading.Event()
     over.set()
-    watch(study, 4, Console(file=shown), over)
+    watch(study, {"off": 4, "gam": 6}, Console(file=shown), over)
     assert shown.getvalue().strip() == ""

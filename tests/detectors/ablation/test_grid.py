@@ -77,6 +77,33 @@ def test_what_concerns_the_student_has_a_baseline_for_every_value(recipe: Recipe
     assert len(arms) == 2 + 2 * 4
 
 
+def test_fields_of_gam_leave_arms_with_a_fixed_weight_as_they_are(recipe: Recipe) -> None:
+    arms = named(Grid(teachers=(LITE,), vary={"rho": ("auto", 11.0)}).arms(recipe))
+    assert list(arms) == ["off", f"{LITE}+fixed", f"{LITE}+gam,rho=auto", f"{LITE}+gam,rho=11.0"]
+    assert check_arm(recipe, arms[f"{LITE}+gam,rho=11.0"]).rho == 11.0
+    assert check_arm(recipe, arms[f"{LITE}+fixed"]).rho == "fixed"
+
+
+def test_controls_have_the_component_that_they_stand_beside(recipe: Recipe) -> None:
+    arms = named(Grid(teachers=(LITE,), components=("off", "fixed"), controls=(f"shuffled:{LITE}",)).arms(recipe))
+    control = arms[f"shuffled:{LITE}+fixed"]
+    assert control.control_of == f"{LITE}+fixed"
+    assert check_arm(recipe, control).rho == "fixed"
+
+
+def test_names_are_those_that_the_command_line_takes(recipe: Recipe) -> None:
+    vary = parse_vary(["multi_scale=20,null", "teacher_blocks=[1,2]"])
+    grid = Grid(
+        teachers=(DINO,),
+        components=("off", "gam"),
+        vary=vary,
+        skip=(f"{DINO}+gam,multi_scale=20,teacher_blocks=[1, 2]",),
+    )
+    assert list(named(grid.arms(recipe))) == [
+        "off,multi_scale=20", "off,multi_scale=null", f"{DINO}+gam,multi_scale=null,teacher_blocks=[1, 2]",
+    ]  # fmt: skip
+
+
 def test_arms_can_be_left_out(recipe: Recipe) -> None:
     grid = Grid(teachers=(LITE,), controls=(f"shuffled:{LITE}",), skip=(f"{LITE}+gam",))
     arms = named(grid.arms(recipe))
@@ -103,6 +130,8 @@ def test_a_control_may_stand_alone(recipe: Recipe) -> None:
         ({"teachers": (LITE,), "controls": ("noise:x",)}, "control 'noise:x'; expected random:TEACHER or shuffled"),
         ({"teachers": (LITE,), "controls": ("random:",)}, "control 'random:'"),
         ({"teachers": (LITE,), "vary": {"projector": ("linear", "square")}}, "projector=square: projector: .*'square'"),
+        ({"teachers": (LITE,), "vary": {"distill_weight": (5, 5.0)}}, "distill_weight=5 and .*=5.0 are one"),
+        ({"teachers": (LITE,), "vary": {"rho": ("auto", "fixed")}}, "vary rho: 'fixed' is a component"),
         ({"teachers": ("a:b", "a_b"), "components": ("off", "gam")}, "have the same folder"),
     ],
 )
@@ -117,9 +146,8 @@ def test_values_on_the_command_line() -> None:
         "distill_weight": (1, 5.5),
         "augment": (True, False),
     }
-    # As pydantic-settings takes a list apart
-    assert parse_vary(["projector=linear", "mlp", "rho=auto", "11", "multi_scale=null"]) == {
-        "projector": ("linear", "mlp"),
+    assert parse_vary(["teacher_blocks=[1,2],[3],null", "rho=auto,11", "multi_scale=null"]) == {
+        "teacher_blocks": ([1, 2], [3], None),
         "rho": ("auto", 11),
         "multi_scale": (None,),
     }
@@ -130,6 +158,8 @@ def test_values_on_the_command_line() -> None:
     [
         (["projector"], InputError, "vary 'projector'; expected FIELD=VALUE,VALUE"),
         (["projector="], InputError, "expected FIELD=VALUE,VALUE"),
+        (["projector=linear,"], InputError, "expected FIELD=VALUE,VALUE"),
+        (["workers=1,2"], InputError, "vary workers: that is what the grid itself sets"),
         (["=1"], InputError, "expected FIELD=VALUE,VALUE"),
         (["projectr=linear"], UnknownNameError, "projector"),
         (["seed=1,2"], InputError, "vary seed: that is what the grid itself sets"),

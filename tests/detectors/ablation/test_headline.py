@@ -47,10 +47,21 @@ def test_a_control_that_gains_less_than_its_method(ablation: Ablation) -> None:
     assert "not shown" not in said
 
 
+def test_a_control_without_a_method_of_its_own_is_compared_with_all(ablation: Ablation) -> None:
+    record = ablation({"off": OFF, "cnn+gam": plus(NOISE), "shuffled:vit+gam": plus([0.3, -0.2, 0.4, 0.5, -0.1])})
+    alone = [arm.model_copy(update={"control_of": None}) for arm in record.arms]
+    said = compare(record.model_copy(update={"arms": alone})).headline
+    assert said.startswith(
+        "The control shuffled:vit+gam does as well as any method: +0.18 AP against +0.04 of cnn+gam."
+    )
+
+
 def test_no_gain_is_said_with_the_best(ablation: Ablation) -> None:
     said = first_line(ablation, vit=NOISE, cnn=[noise - 0.2 for noise in NOISE])
     assert said.startswith("No method shows a gain. The best is vit+gam. No evidence of a gain: +0.04 AP")
-    assert said.endswith("To show a difference of 0.3 AP takes about 14 paired seeds at this spread.")
+    assert said.endswith(
+        "To show a difference of 0.3 AP takes about 14 paired seeds at this spread, with a power of 80 %."
+    )
 
 
 def test_a_gain_that_is_shown_comes_before_a_larger_one_that_is_not(ablation: Ablation) -> None:

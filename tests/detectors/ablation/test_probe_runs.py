@@ -5,7 +5,11 @@ from typing import Any
 
 import pytest
 
+from detectors.ablation.arms import Arm
+from detectors.ablation.comparison import compare
 from detectors.ablation.probe_runs import ProbedRun, check_seeds, common, runs_of, runs_of_ablation
+from detectors.ablation.record import AblationRecord
+from detectors.ablation.report import write_report
 from detectors.training.run_file import begin_run
 from vfmdistill.errors import InputError
 
@@ -78,6 +82,15 @@ def test_an_arm_has_every_seed_once(tmp_path: Path) -> None:
     check_seeds(runs)
     with pytest.raises(InputError, match=r"arm b has seed 1 twice: .*b1 and .*again"):
         check_seeds([*runs, ProbedRun("b", write_run(tmp_path / "again", seed=1))])
+    with pytest.raises(InputError, match=r"arm b has seed 1 twice: .*b1 and .*b1;"):
+        check_seeds([*runs, runs[-1]])
+
+
+def test_an_ablation_with_several_baselines_has_to_be_taken_apart(tmp_path: Path) -> None:
+    for arm in ("off,learning_rate=0.1", "off,learning_rate=0.2"):
+        write_run(tmp_path / arm / "seed_0", teacher=None)
+    with pytest.raises(InputError, match=r"without a teacher: off,.*=0.1, off,.*=0.2. .* --arm NAME=FOLDER"):
+        runs_of_ablation(tmp_path)
 
 
 def test_what_a_run_does_not_say_is_an_error(tmp_path: Path) -> None:
@@ -86,3 +99,13 @@ def test_what_a_run_does_not_say_is_an_error(tmp_path: Path) -> None:
         run.seed  # noqa: B018
     with pytest.raises(InputError, match="is of another version; name the teacher yourself"):
         ProbedRun("off", write_run(tmp_path / "old", colour="red")).recipe  # noqa: B018
+
+
+def test_arms_have_the_names_of_the_report(tmp_path: Path) -> None:
+    write_run(tmp_path / "off" / "seed_0", teacher=None)
+    write_run(tmp_path / "shuffled_tiny+gam" / "seed_0", teacher="tiny")
+    assert [run.arm for run in runs_of_ablation(tmp_path)] == ["off", "shuffled_tiny+gam"]
+    arms = [Arm(name="off", kind="off", settings={}), Arm(name="shuffled:tiny+gam", kind="control", settings={})]
+    record = AblationRecord(name="test", arms=arms, recipe={}, records=[])
+    write_report(record, compare(record), tmp_path)
+    assert [run.arm for run in runs_of_ablation(tmp_path)] == ["off", "shuffled:tiny+gam"]

@@ -57,7 +57,7 @@ def test_the_first_line_is_the_headline_and_controls_come_first_in_it(record: Ab
     root = parse_page((folder / PAGE).read_text(encoding="utf-8"))
     assert [node.text for node in root.all("p", "verdict")] == [headline]
     markdown = (folder / MARKDOWN).read_text(encoding="utf-8").splitlines()
-    assert markdown[0] == "# A <study>"
+    assert markdown[0] == "# A &lt;study&gt;"
     assert markdown[2] == f"**{headline}**"
 
 
@@ -110,6 +110,12 @@ def test_markdown_has_the_same_tables(folder: Path) -> None:
 def test_records_come_back_as_they_were(record: AblationRecord, folder: Path) -> None:
     assert read_record(folder / LINES) == record
     assert len((folder / LINES).read_text(encoding="utf-8").splitlines()) == 1 + len(record.records)
+
+
+def test_lines_may_hold_what_python_takes_for_line_ends(record: AblationRecord, tmp_path: Path) -> None:
+    odd = record.model_copy(update={"notes": ["one\u2028two\x85three"]})
+    write_report(odd, compare(odd), tmp_path)
+    assert read_record(tmp_path / LINES) == odd
 
 
 def test_a_file_that_is_no_record_is_refused(tmp_path: Path) -> None:

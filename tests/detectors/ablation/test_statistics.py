@@ -28,6 +28,13 @@ def test_pairs_are_compared_by_seed() -> None:
     assert found.bootstrap == bootstrap_interval(list(found.values.values()))
 
 
+def test_differences_that_are_rounding_are_none() -> None:
+    found = paired_difference({0: 0.1 + 0.2, 1: 0.3, 2: 0.3}, dict.fromkeys(range(3), 0.3))
+    assert found is not None
+    assert found.deviation == 0.0
+    assert [seeds_needed(10.0**-power) for power in (1, 6, 7, 9, 12, 300)] == [4, 2, 2, 2, 2, 2]
+
+
 def test_too_few_pairs_have_no_interval() -> None:
     assert paired_difference({0: 1.0}, {1: 1.0}) is None
     one = paired_difference({0: 3.0}, {0: 1.0, 1: 5.0})

@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 from support import tiny_ablation
 from support.tiny_ablation import ARMS, SEEDS, tiny_record, tiny_study
 
-from detectors.ablation.record import TrialRecord
+from detectors.ablation.record import AblationRecord, TrialRecord
 from detectors.ablation.storage import PatientStorage, open_storage
 from detectors.ablation.study import AblationStudy, RunInterrupted, Task
 from vfmdistill.errors import InputError
@@ -206,6 +206,29 @@ def test_seeds_can_be_added(tmp_path: Path) -> None:
         pass
     assert taken == [(arm.name, 1) for arm in ARMS]
     assert len(more.record().records) == 2 * len(ARMS)
+
+
+def test_seeds_that_others_add_are_worked_on_and_reported_by_all(tmp_path: Path) -> None:
+    first = tiny_study(sqlite(tmp_path), join=False, seeds=(0,))
+    while first.take(tiny_record) == "done":
+        pass
+    tiny_study(sqlite(tmp_path), join=True, seeds=(5,))
+    assert first.seeds == [0, 5]
+    assert len(first.record().missing) == len(ARMS)
+    assert [first.take(tiny_record) for _ in range(4)] == ["done", "done", "done", "over"]
+    assert first.record().missing == []
+
+
+def test_the_command_is_the_one_with_all_seeds_and_notes_are_the_newest(tmp_path: Path) -> None:
+    def joined(seeds: tuple[int, ...], command: str, notes: tuple[str, ...] = ()) -> AblationRecord:
+        storage = open_storage(sqlite(tmp_path), heartbeat=3)
+        return AblationStudy(storage, "s", ARMS, {}, seeds, join=True, command=command, notes=notes).record()
+
+    assert joined((0, 1), "two", ("a",)).command == "two"
+    assert joined((0,), "one").command == "two"
+    more = joined((0, 1, 2), "three")
+    assert (more.command, more.notes) == ("three", ["a"])
+    assert joined((0, 1, 2), "again", ("b",)).notes == ["b"]
 
 
 @pytest.mark.parametrize(

@@ -130,10 +130,23 @@ def test_a_run_that_was_begun_is_gone_on_with(data: Path, tmp_path: Path) -> Non
     assert records[0].epochs == records[1].epochs
 
 
+def test_a_folder_with_a_run_of_another_recipe_is_refused(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = check_arm(
+        recipe_of(data, tmp_path, epochs=1, dense_until=0, plain_epochs=0), ARMS[0], seed=0, output=tmp_path / "run"
+    )
+    trial.train(recipe)
+    monkeypatch.setattr(trial, "assemble", lambda recipe: pytest.fail("trained again"))
+    trial.train(recipe.model_copy(update={"workers": 2, "check_data": False}))  # elsewhere, but the same
+    with pytest.raises(InputError, match=r"holds a run of another recipe: epochs is 3, was 1\. .* another --output"):
+        trial.train(recipe.model_copy(update={"epochs": 3}))
+
+
 def test_two_processes_do_not_work_in_one_folder(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = check_arm(recipe_of(data, tmp_path), ARMS[0], seed=0, output=tmp_path / "run")
     monkeypatch.setattr(trial, "_PATIENCE", 0.1)
-    with FileLock(tmp_path / "run.run.lock"), pytest.raises(InputError, match="another process works in"):
+    with FileLock(tmp_path / "run.run.lock"), pytest.raises(trial.FolderBusy, match="another process works in"):
         trial.train(recipe)
     assert not any((tmp_path / "run").iterdir())
 

@@ -22,10 +22,11 @@ from detectors.ablation.estimate import estimate_arms
 from detectors.ablation.grid import folder_of
 from detectors.ablation.record import AblationRecord
 from detectors.ablation.storage import open_storage
-from detectors.ablation.study import AblationStudy
+from detectors.ablation.study import AblationStudy, Task
 from detectors.ablation.worker import Place, Worker, places
 from detectors.data.toy import write_toy_dataset
 from detectors.training.recipe import Recipe
+from vfmdistill.errors import InputError
 
 OFF = Arm(name="off", kind="off", settings={"teacher": None})
 BROKEN = Arm(
@@ -119,6 +120,37 @@ def test_a_worker_that_is_told_to_stop_saves_and_another_goes_on(
     assert [epoch.loss for epoch in resumed.epochs] == [epoch.loss for epoch in whole.epochs]
 
 
+def test_a_run_that_somebody_works_on_waits(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, stop, said = study_in(tmp_path, recipe, OFF), threading.Event(), Said()
+    statuses = [trial.BUSY, trial.BUSY, 1]
+
+    def train(self: Worker, task: Task, folder: Path) -> int:
+        (folder / trial.LOG).touch()
+        return statuses.pop(0)
+
+    monkeypatch.setattr(Worker, "_train", train)
+    Worker(study, recipe, tmp_path, Place(threads=1), stop, said, poll=0.01).run()
+    assert statuses == []
+    assert said.count("off, seed 1: another process works on it") == 2
+    assert study.record().missing[0].reason.startswith("RunFailed: status 1")
+
+
+def test_the_reason_of_a_failure_is_that_of_the_last_attempt(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(self: Worker, task: Task, folder: Path) -> int:
+        with (folder / trial.LOG).open("a") as log:
+            log.write("epoch 3\nKilled\n")
+        return 137
+
+    study, folder = study_in(tmp_path, recipe, OFF), tmp_path / "off" / "seed_1"
+    folder.mkdir(parents=True)
+    (folder / trial.LOG).write_text("error: what went wrong the time before\n")
+    monkeypatch.setattr(Worker, "_train", killed)
+    Worker(study, recipe, tmp_path, Place(threads=1), threading.Event(), Said()).run()
+    assert study.record().missing[0].reason == "RunFailed: status 137: epoch 3 / Killed"
+
+
 def test_a_run_ends_with_whoever_started_it(recipe: Recipe, tmp_path: Path) -> None:
     file = tmp_path / trial.RECIPE
     file.write_text(recipe.model_copy(update={"output": tmp_path / "run", "epochs": 500}).model_dump_json())
@@ -151,6 +183,9 @@ def test_the_machine_is_shared_out(recipe: Recipe, monkeypatch: pytest.MonkeyPat
     assert [place.gpu for place in places(2, recipe)] == [None, None]
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert places(2, recipe)[0].threads == 5
+    monkeypatch.setenv("OMP_NUM_THREADS", "4,2")
+    with pytest.raises(InputError, match="OMP_NUM_THREADS is '4,2'; expected one number"):
+        places(2, recipe)
 
 
 def test_an_estimate_follows_from_steps_and_evaluations(recipe: Recipe, tmp_path: Path) -> None:
