@@ -49,6 +49,7 @@ class Options(BaseModel):
     teacher_weights: list[str] = Field([], description="TEACHER=FILE: local weights")
     data: Path | None = Field(None, description="folder of a data set; None: the one that the runs were trained on")
     input_size: InputSize | None = Field(None, description="height,width of the images; None: as the runs were trained")
+    tap: str | None = Field(None, description="path of the module that is read in all students; None: AIFI")
     output: Path = Field(Path("runs/semantic_probe"), description=f"folder that receives {LINES} and {PAGE}")
     most_images: int = Field(300, ge=2, description="validation images whose cells CKA compares")
     batch_size: int = Field(16, ge=1, description="images that are looked at together")
@@ -112,6 +113,7 @@ def probe(runs: Sequence[ProbedRun], options: Options, console: Console) -> Iter
         batch_size=options.batch_size,
         workers=options.workers,
         most_images=options.most_images,
+        tap=options.tap,
         invalid_boxes=runs[0].settings.get("invalid_boxes", "raise"),
     )
     about: dict[str, Any] = {"settings": settings_of(options, data, size), "environment": environment.describe()}
@@ -135,6 +137,7 @@ def settings_of(options: Options, data: Path, size: tuple[int, int]) -> dict[str
         "command": environment.command(),
         "data": str(data),
         "input_size": list(size),
+        "tap": options.tap,
         "most_images": options.most_images,
         "strengths": list(STRENGTHS),
         "folds": FOLDS,

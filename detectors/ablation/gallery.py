@@ -100,7 +100,7 @@ def _features(pair: tuple[TrialRecord, TrialRecord], root: Path) -> list[Picture
     images = torch.stack([data[index][0].as_subclass(Tensor) for index in evenly(len(data), _IMAGES)])
     students = {}
     for run in pair:
-        with tap_reader(_open(run, root)) as reader:
+        with tap_reader(_open(run, root), recipe.tap) as reader:
             students[run.arm] = reader(images).float()
     grid = next(iter(students.values())).shape[-2:]
     plainly = {"teacher_precision": "fp32", "teacher_cache": None}

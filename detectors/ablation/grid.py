@@ -22,7 +22,7 @@ CONTROLS = ("random", "shuffled")
 # Fields that an arm without a teacher does not read: it stands beside all their values.
 _OF_TEACHING = frozenset(
     {
-        "projector", "objective", "distill_weight", "rho", "delta", "distill_default_weight",
+        "tap", "projector", "objective", "distill_weight", "rho", "delta", "distill_default_weight",
         *(name for name in Recipe.model_fields if name.startswith("teacher")),
     }
 )  # fmt: skip

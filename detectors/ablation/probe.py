@@ -36,6 +36,7 @@ class SemanticProbe:
         workers: processes that read images.
         most_images: of the validation set, whose cells are compared with the teacher's.
         invalid_boxes: "drop" leaves out boxes without area or outside.
+        tap: path of the students' module; None: the one that distillation aligns unless it is told otherwise.
 
     Attributes:
         class_names: the names of the classes.
@@ -55,6 +56,7 @@ class SemanticProbe:
         workers: int = 0,
         most_images: int = 300,
         invalid_boxes: InvalidBoxes = "raise",
+        tap: str | None = None,
     ) -> None:
         transform = eval_transform(size)
         train = CocoDataset(*locate_split(data, "train"), transform, invalid_boxes=invalid_boxes)
@@ -64,7 +66,7 @@ class SemanticProbe:
         if (len(train) + len(val)) * size[0] * size[1] * 3 * 4 <= _MOST_BYTES:
             self._train, self._val = list(self._train), list(self._val)  # every network sees the same images
         self._compared = evenly(len(val), most_images)
-        self._device = device
+        self._device, self._tap = device, tap
         self._teachers = dict(teachers)
         self._read: dict[tuple[str, tuple[int, int]], tuple[Readout, Readout]] = {}
 
@@ -74,7 +76,7 @@ class SemanticProbe:
         Raises:
             DistillError: the student cannot be read, or its features cannot be probed.
         """
-        with tap_reader(student) as reader:
+        with tap_reader(student, self._tap) as reader:
             train, val = self._splits(reader)
         alignment = {name: self._alignment(val, name) for name in self._teachers}
         return figures_of(train, val, len(self.class_names)), alignment

@@ -47,15 +47,20 @@ class Readout:
 
 
 @contextmanager
-def tap_reader(student: nn.Module) -> Iterator[Reader]:
-    """Yield what reads the map that distillation aligns: the student's tap, in eval mode, without gradient.
+def tap_reader(student: nn.Module, tap: str | None = None) -> Iterator[Reader]:
+    """Yield what reads a student's tap, in eval mode, without gradient.
 
     The student is left as it was: mode, buffers, hooks, random state.
 
+    Args:
+        student: a detector.
+        tap: path of the module; None: the one that distillation aligns unless it is told otherwise.
+
     Raises:
+        UnknownNameError: the student has no such module.
         InputError: there is not exactly one tap.
     """
-    adapter, taps = adapter_and_taps(student, None, None, probe_images(student))
+    adapter, taps = adapter_and_taps(student, None, tap, probe_images(student))
     if len(taps) != 1:
         raise InputError(f"the student has {len(taps)} taps; expected one to probe.")
     maps = StudentMaps(student, adapter, taps)

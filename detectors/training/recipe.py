@@ -79,6 +79,9 @@ class Recipe(BaseModel):
         None, description="blocks whose maps are joined, counted from 1; None: the last"
     )
     teacher_every: int = Field(1, ge=1, description="steps from one semantic loss to the next")
+    tap: str | None = Field(
+        None, description="path of the module whose map is aligned, encoder.top_down.0; None: the deepest map, AIFI's"
+    )
     projector: Literal["linear", "mlp", "conv"] = Field(
         "linear", description="from the student's width to the teacher's"
     )

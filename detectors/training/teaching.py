@@ -55,6 +55,7 @@ def attach_teachers(
     return vfmdistill.attach(
         model,
         teachers,
+        tap=recipe.tap,
         injector=partial(vfmdistill.SemanticInjector, projector=recipe.projector, objective=recipe.objective),
         modulator=modulator,
         every=recipe.teacher_every,

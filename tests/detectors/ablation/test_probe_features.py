@@ -129,6 +129,11 @@ def test_the_student_is_left_as_it_was(toy: Path, training: bool) -> None:
     assert found.maps.shape == (5, 128, 2, 3)
 
 
+def test_another_tap_is_read_where_it_is_asked_for(toy: Path) -> None:
+    with tap_reader(tiny_detector(), "encoder.top_down.0") as reader:
+        assert read(reader, batches(split(toy), batch_size=2), CPU, keep=range(5)).maps.shape == (5, 128, 4, 6)
+
+
 def test_hooks_go_also_after_an_error() -> None:
     model = tiny_detector()
     marks = traces(model)

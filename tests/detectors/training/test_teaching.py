@@ -8,6 +8,7 @@ from torch import Tensor
 import detectors
 from detectors.training.recipe import Recipe
 from detectors.training.teaching import attach_teachers, build_teachers, modulator_of
+from vfmdistill.errors import UnknownNameError
 
 pytestmark = pytest.mark.usefixtures("toy")  # which makes the teachers known
 
@@ -79,12 +80,27 @@ def test_the_recipe_chooses_projector_objective_and_pace(tmp_path: Path) -> None
     assert [loss.item() > 0 for loss in losses] == [True, False, True]
 
 
+def test_the_recipe_chooses_the_tap(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, tap="encoder.top_down.0")
+    model = detectors.build(recipe.model, num_classes=2, num_denoising=0).train()
+    images = torch.rand(2, 3, 64, 96)
+    with attach_teachers(recipe, model, build_teachers(recipe), 1.0) as distiller:
+        model(images)
+        distiller.loss(images).backward()
+        ((projected, taught),) = distiller.aligned_maps(images).values()
+    assert projected.shape[2:] == taught.shape[2:] == (4, 6)  # of stride 16, where AIFI's has 32
+    assert model.get_parameter("encoder.top_down.0.enter.conv.weight").grad is not None
+    unknown = recipe_of(tmp_path, tap="encoder.top_up.0")
+    with pytest.raises(UnknownNameError, match=r"encoder\.top_up\.0"):
+        attach_teachers(unknown, model, build_teachers(unknown), 1.0)
+
+
 def test_a_control_stands_in_for_the_teacher(tmp_path: Path) -> None:
     images = torch.rand(4, 3, 64, 64)
     (real,), (shuffled,) = (
         build_teachers(recipe_of(tmp_path, teacher="tiny", teacher_control=control)) for control in (None, "shuffled")
     )
-    assert torch.equal(shuffled(images, (2, 2)).map, real(images, (2, 2)).map.roll(1, 0))
+    assert torch.equal(shuffled(images, (2, 2)).map, real(images, (2, 2)).map.roll(2, 0))
 
 
 def test_a_random_control_is_drawn_from_the_seed(tmp_path: Path) -> None:
