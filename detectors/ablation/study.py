@@ -101,7 +101,8 @@ class AblationStudy:
                 self._study.set_user_attr("plan", plan)
             else:
                 check_same_plan(plan, known, name)
-                more = {"command": command} if set(seeds) > set(self._study.user_attrs["seeds"]) else {}
+                planned = set(self._study.user_attrs.get("seeds", []))  # none where whoever began it died at once
+                more = {"command": command} if set(seeds) > planned else {}
                 if notes or more:
                     self._study.set_user_attr("plan", known | more | ({"notes": list(notes)} if notes else {}))
             self._study.set_user_attr("seeds", sorted({*seeds, *self._study.user_attrs.get("seeds", [])}))
